@@ -1,0 +1,36 @@
+#include "tasks/registry.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <vector>
+
+#include "engine/error.h"
+#include "engine/names.h"
+
+namespace margay {
+
+extern const TaskInfo kMqarTask, kAssociativeRecallTask, kTextTask;
+
+namespace {
+constexpr std::array kTasks = {&kMqarTask, &kAssociativeRecallTask, &kTextTask};
+}
+
+std::span<const TaskInfo* const> task_registry() { return kTasks; }
+
+const TaskInfo& find_task(std::string_view name) {
+  std::vector<std::string_view> names;
+  for (const TaskInfo* info : kTasks) {
+    if (info->name == name) return *info;
+    names.push_back(info->name);
+  }
+  throw ConfigError(fmt::format("unknown task {}; the nearest is \"{}\"", quoted(name), nearest_name(name, names)));
+}
+
+std::unique_ptr<Task> make_task(const TaskConfig& config) {
+  validate(config);
+  return find_task(config.name).make(config);
+}
+
+}  // namespace margay

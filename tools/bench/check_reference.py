@@ -1,0 +1,257 @@
+#!/usr/bin/env python3
+"""Compares `margay forward` and `margay backward` with the float64 models of peers/reference.py.
+
+Over a grid of configurations it asks the command for fresh weights, checks their names and shapes, replaces them by
+larger random ones (so that every bias, norm and filter counts), and compares logits and every gradient. It also checks
+that outputs before t keep every bit when token t changes, and that the number of threads changes no bit.
+
+    build/peer-venv/bin/python tools/bench/check_reference.py build/release/margay [--only TEXT] [--device cuda]
+
+Prints one line per configuration; exit 1 if any of them fails.
+"""
+
+import argparse
+import json
+import math
+import random
+import subprocess
+import sys
+import tempfile
+from itertools import product
+from pathlib import Path
+
+import numpy
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))
+import reference  # noqa: E402
+
+LOGITS_TOLERANCE = 1e-4
+GRADIENT_TOLERANCE = 1e-3
+# A gradient that is zero on paper (a key bias under softmax) is rounding noise in float32: errors count relative to
+# its own largest entry, or to this share of the largest entry of all gradients.
+NOISE_FLOOR = 1e-3
+BATCH = 3
+
+
+# ---- The grid ------------------------------------------------------------------------------------------------------
+
+
+def grid():
+    """(name, overrides of [model] by dotted key, sequence length), the same list every time."""
+    pick = random.Random(5)
+    lengths = [1, 2, 7, 13, 33]
+    cases = []
+
+    def add(name, length, **overrides):
+        model = {"d_model": 16, "n_heads": 2, "vocab_size": 29, "max_seq_len": 40} | overrides
+        cases.append((name, {key.replace("__", "."): value for key, value in model.items()}, length))
+
+    for n, (position, mlp) in enumerate(product(["none", "learned", "rope"], ["none", "identity", "gelu", "swiglu"])):
+        add(f"attention {position} {mlp}", lengths[n % 5], mixer="attention", position=position, mlp=mlp,
+            n_layers=1 + n % 3, n_heads=[1, 2, 4][n // 3 % 3], tie_embeddings=n % 2 == 0,
+            attention__window=[0, 3][n // 2 % 2])
+    for fraction in (0.25, 0.4, 0.5):
+        add(f"attention rope_fraction={fraction}", 13, mixer="attention", position="rope", rope_fraction=fraction,
+            rope_base=100.0)
+    add("attention window=1", 9, mixer="attention", attention__window=1)
+    add("attention one dimension a head", 7, mixer="attention", n_heads=16, position="rope")
+
+    letters = ["qkv", "q", "k", "v", "qk", "kv", "qv"]
+    options = product(["post", "input"], ["depthwise", "per_head", "shared"], ["none", "l2_input", "l2_head"],
+                      [False, True])
+    for n, (site, sharing, norm, bias) in enumerate(options):
+        # Drawn first, so that a change of the list above leaves the other configurations as they are.
+        on, width, length = letters[n % 7], pick.choice([1, 2, 3, 3, 4, 5, 21]), pick.choice([2, 7, 13, 33, 33])
+        add(f"cat {site} {sharing} {norm} {on} W={width}{' bias' if bias else ''}", length, mixer="cat",
+            n_layers=pick.choice([1, 1, 2, 3]), n_heads=pick.choice([1, 2, 4]), tie_embeddings=pick.random() < 0.7,
+            mlp=pick.choice(["none", "none", "identity", "gelu", "swiglu"]),
+            position=pick.choice(["none", "none", "rope", "learned"]), cat__conv_site=site, cat__conv_sharing=sharing,
+            cat__qk_norm=norm, cat__conv_bias=bias, cat__conv_on=on, cat__conv_width=width)
+    for site, norm in product(["post", "input"], ["l2_input", "l2_head"]):
+        add(f"cat {site} {norm} zero first key", 7, mixer="cat", cat__conv_site=site, cat__qk_norm=norm)
+
+    add("cat on top of attention", 13, mixer=["attention", "cat"], n_layers=3, position="rope")
+    add("mlp_ratio 1.7", 13, mixer="cat", mlp="swiglu", mlp_ratio=1.7)
+    add("attention longer than a tile", 131, mixer="attention", d_model=40, position="rope", n_layers=2)
+    add("attention window longer than a tile", 201, mixer="attention", d_model=32, attention__window=70)
+    add("cat longer than a tile", 131, mixer="cat", d_model=40, n_layers=2, mlp="gelu")
+    add("attention of the benchmark", 64, mixer="attention", d_model=64, n_heads=1, n_layers=2, vocab_size=8192,
+        max_seq_len=64, position="learned")
+    add("cat of the benchmark", 64, mixer="cat", d_model=64, n_heads=1, vocab_size=8192, cat__conv_width=4)
+    for scale, position in product([2.0, 8.0], ["rope", "none"]):
+        add(f"cat {position} yarn_scale={scale}", 33, mixer="cat", d_model=64, position=position, yarn_scale=scale,
+            max_seq_len=16)
+    return cases
+
+
+def random_weights(shapes, generator, zero_first_key):
+    """Weights of ordinary size for every kind of parameter, in shuffled order."""
+    weights = {}
+    for name in sorted(shapes, key=lambda name: torch.rand(1, generator=generator).item()):
+        normal = torch.randn(shapes[name], generator=generator, dtype=torch.float64)
+        if name.endswith("beta"):
+            weights[name] = 3 + 0.3 * normal
+        elif "norm" in name and name.endswith("weight"):
+            weights[name] = 1 + 0.3 * normal
+        elif name.endswith("bias"):
+            weights[name] = 0.3 * normal
+        elif "embed" in name:
+            weights[name] = normal
+        elif "conv_" in name:
+            weights[name] = 0.6 * normal
+            if zero_first_key and "conv_k" in name:
+                weights[name][..., 0] = 0  # a delay: the first filtered key is a zero row
+        else:
+            weights[name] = normal / math.sqrt(shapes[name][-1])
+    return {name: value.to(torch.float32).to(torch.float64) for name, value in weights.items()}
+
+
+# ---- One configuration ---------------------------------------------------------------------------------------------
+
+
+class Mismatch(Exception):
+    pass
+
+
+class Command:
+    def __init__(self, binary, device):
+        self.binary, self.device = binary, device
+
+    def __call__(self, verb, *arguments, threads=2):
+        command = [self.binary, verb, *map(str, arguments), "--device", self.device, "--threads", str(threads)]
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        if done.returncode != 0:
+            raise Mismatch(f"margay {verb}: exit {done.returncode}: {done.stderr.strip()}")
+        return done.stdout
+
+
+def toml_value(value):
+    return json.dumps(value)  # strings, numbers, booleans and lists of them are written alike
+
+
+def initialise(margay, folder, overrides):
+    """A checkpoint with fresh weights; half of the keys go through the file, half through the command line."""
+    keys = list(overrides)
+    in_file = keys[::2]
+    tables = {}
+    for key in in_file:
+        table, _, name = f"model.{key}".rpartition(".")
+        tables.setdefault(table, []).append(f"{name} = {toml_value(overrides[key])}\n")
+    text = "".join(f"[{table}]\n{''.join(lines)}" for table, lines in sorted(tables.items()))
+    (folder / "config.toml").write_text(text, encoding="utf-8")
+    arguments = [f"model.{key}={toml_value(overrides[key])}" for key in keys if key not in in_file]
+    margay("init", folder / "config.toml", *arguments, "--out", folder / "checkpoint")
+    return folder / "checkpoint"
+
+
+def check_names(tensors, shapes):
+    found = {name: list(value.shape) for name, value in tensors.items()}
+    if found != shapes:
+        missing, extra = sorted(shapes.keys() - found.keys()), sorted(found.keys() - shapes.keys())
+        wrong = [f"{name} {found[name]} instead of {shapes[name]}" for name in sorted(shapes.keys() & found.keys())
+                 if found[name] != shapes[name]]
+        raise Mismatch(f"parameters: missing {missing}, extra {extra}, wrong shape {wrong}")
+
+
+def relative_error(got, wanted, floor=0.0):
+    if not torch.isfinite(got).all():
+        return math.inf
+    scale = max(wanted.abs().max().item(), floor, 1e-300)
+    return (got.to(torch.float64) - wanted).abs().max().item() / scale
+
+
+def compare_logits(margay, checkpoint, folder, ids, config, weights):
+    numpy.save(folder / "inputs.npy", ids.numpy().astype(numpy.int32))
+    margay("forward", checkpoint, "--inputs", folder / "inputs.npy", "--out", folder / "logits.npy")
+    logits = numpy.load(folder / "logits.npy")
+    wanted = reference.forward(config, weights, ids)
+    if logits.dtype != numpy.float32 or logits.shape != tuple(wanted.shape):
+        raise Mismatch(f"logits are {logits.dtype}{list(logits.shape)}, not float32{list(wanted.shape)}")
+
+    t = ids.shape[1] // 2
+    changed = ids.clone()
+    changed[:, t] = (changed[:, t] + 1) % config["vocab_size"]
+    numpy.save(folder / "changed.npy", changed.numpy().astype(numpy.int32))
+    margay("forward", checkpoint, "--inputs", folder / "changed.npy", "--out", folder / "changed_logits.npy")
+    if numpy.load(folder / "changed_logits.npy")[:, :t].tobytes() != logits[:, :t].tobytes():
+        raise Mismatch(f"logits before token {t} change with it")
+    return relative_error(torch.from_numpy(logits), wanted)
+
+
+def compare_gradients(margay, checkpoint, folder, ids, targets, config, weights):
+    """The largest relative error over all gradients and the name of its parameter."""
+    numpy.save(folder / "targets.npy", targets.numpy().astype(numpy.int32))
+    arguments = [checkpoint, "--inputs", folder / "inputs.npy", "--targets", folder / "targets.npy", "--out"]
+    printed = margay("backward", *arguments, folder / "grads.safetensors")
+    margay("backward", *arguments, folder / "grads3.safetensors", threads=3)
+    if (folder / "grads.safetensors").read_bytes() != (folder / "grads3.safetensors").read_bytes():
+        raise Mismatch("gradients differ between 2 and 3 threads")
+
+    wanted_loss, wanted = reference.backward(config, weights, ids, targets)
+    words = printed.replace("=", " ").replace(":", " ").split()
+    loss = float(words[words.index("loss") + 1])
+    if abs(loss - wanted_loss) > 1e-5 * abs(wanted_loss):
+        raise Mismatch(f"loss is {loss}, not {wanted_loss:.8g}")
+    gradients = reference.load_safetensors(folder / "grads.safetensors")
+    check_names(gradients, {name: list(value.shape) for name, value in wanted.items()})
+    floor = NOISE_FLOOR * max(value.abs().max().item() for value in wanted.values())
+    return max((relative_error(gradients[name], wanted[name], floor), name) for name in wanted)
+
+
+def check(margay, name, overrides, length, folder, seed):
+    generator = torch.Generator().manual_seed(seed)
+    checkpoint = initialise(margay, folder, overrides)
+    config = reference.load_config(checkpoint)
+    shapes = reference.parameter_shapes(config)
+    fresh = reference.load_safetensors(checkpoint / "model.safetensors")
+    check_names(fresh, shapes)
+
+    ids = torch.randint(0, config["vocab_size"], (BATCH, length), generator=generator)
+    targets = torch.randint(0, config["vocab_size"], (BATCH, length), generator=generator)
+    targets[torch.rand(targets.shape, generator=generator) < 0.5] = reference.IGNORE
+    targets[0, -1] = 1  # at least one label
+    fresh = {parameter: value.to(torch.float64) for parameter, value in fresh.items()}
+    fresh_error = compare_logits(margay, checkpoint, folder, ids, config, fresh)
+    if fresh_error > LOGITS_TOLERANCE:
+        raise Mismatch(f"logits with the initial weights: relative error {fresh_error:.1e}")
+
+    weights = random_weights(shapes, generator, zero_first_key="zero first key" in name)
+    reference.save_safetensors(checkpoint / "model.safetensors", weights)
+    logits_error = compare_logits(margay, checkpoint, folder, ids, config, weights)
+    gradient_error, worst = compare_gradients(margay, checkpoint, folder, ids, targets, config, weights)
+    return logits_error, gradient_error, worst
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("margay", help="the margay command")
+    parser.add_argument("--only", default="", metavar="TEXT", help="configurations whose name contains TEXT")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    margay = Command(arguments.margay, arguments.device)
+
+    failures, count = 0, 0
+    print(f"{'configuration':44} {'layers':>6} {'length':>6} {'logits':>8} {'gradient':>8}  largest at")
+    for seed, (name, overrides, length) in enumerate(grid()):
+        if arguments.only not in name:
+            continue
+        count += 1
+        row = f"{name:44} {overrides.get('n_layers', 1):6} {length:6}"
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                logits, gradient, worst = check(margay, name, overrides, length, Path(folder), seed)
+            good = logits <= LOGITS_TOLERANCE and gradient <= GRADIENT_TOLERANCE
+            print(f"{row} {logits:8.1e} {gradient:8.1e}  {worst}{'' if good else '  FAILED'}", flush=True)
+        except Mismatch as mismatch:
+            good = False
+            print(f"{row}  FAILED: {mismatch}", flush=True)
+        failures += not good
+    print(f"{count - failures} of {count} configurations agree (logits to {LOGITS_TOLERANCE:g}, gradients to "
+          f"{GRADIENT_TOLERANCE:g})")
+    return 1 if failures or count == 0 else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+# How the folders become one library, the command and the tests.
+
+include(CheckCXXSourceCompiles)
+include(CheckLanguage)
+
+find_package(fmt REQUIRED)
+
+# ---- Options shared by all code of the project -------------------------------------------------------------------
+add_library(margay_options INTERFACE)
+target_compile_features(margay_options INTERFACE cxx_std_20)
+target_include_directories(margay_options INTERFACE ${PROJECT_SOURCE_DIR})
+target_link_libraries(margay_options INTERFACE fmt::fmt)
+target_compile_options(margay_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wpedantic -Wno-psabi
+                                                  -fno-math-errno>)
+if(MARGAY_WERROR)
+  target_compile_options(margay_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Werror>
+                                                  $<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings>)
+endif()
+if(MARGAY_SANITIZE)
+  target_compile_options(margay_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${MARGAY_SANITIZE}
+                                                  -fno-omit-frame-pointer -fno-sanitize-recover=all>)
+  target_link_options(margay_options INTERFACE -fsanitize=${MARGAY_SANITIZE})
+endif()
+if(MARGAY_NATIVE)
+  target_compile_options(margay_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-march=native>)
+  set(CMAKE_REQUIRED_FLAGS -march=native)
+  check_cxx_source_compiles("
+    #ifndef __AVX512F__
+    #error no AVX-512
+    #endif
+    int main() {}" MARGAY_CPU_HAS_AVX512)
+  unset(CMAKE_REQUIRED_FLAGS)
+  if(MARGAY_CPU_HAS_AVX512)  # -march=native alone may settle for 256-bit vectors
+    target_compile_options(margay_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-mprefer-vector-width=512>)
+  endif()
+endif()
+if(MARGAY_TOOLS OR MARGAY_TESTS)
+  target_compile_definitions(margay_options INTERFACE MARGAY_OP_SAMPLES=1)
+endif()
+if(MARGAY_OPENMP)
+  find_package(OpenMP COMPONENTS CXX)
+  if(OpenMP_CXX_FOUND)
+    target_link_libraries(margay_options INTERFACE OpenMP::OpenMP_CXX)
+  else()
+    message(STATUS "OpenMP not found: CPU kernels run on one thread")
+  endif()
+endif()
+
+# ---- BLAS ------------------------------------------------------------------------------------------------------
+add_library(margay_blas INTERFACE)
+find_path(MARGAY_EIGEN_DIR Eigen/Core PATH_SUFFIXES eigen3 REQUIRED)
+target_include_directories(margay_blas SYSTEM INTERFACE ${MARGAY_EIGEN_DIR})
+target_compile_definitions(margay_blas INTERFACE EIGEN_DONT_PARALLELIZE)
+if(NOT MARGAY_BLAS STREQUAL "eigen")
+  # Debian keeps headers and libraries of each variant in a folder of its own, linked only where alternatives run.
+  find_path(MARGAY_OPENBLAS_INCLUDE cblas.h
+            PATH_SUFFIXES openblas openblas-pthread x86_64-linux-gnu/openblas-pthread aarch64-linux-gnu/openblas-pthread)
+  find_library(MARGAY_OPENBLAS_LIBRARY NAMES openblas
+               PATH_SUFFIXES openblas-pthread x86_64-linux-gnu/openblas-pthread aarch64-linux-gnu/openblas-pthread)
+  if(MARGAY_OPENBLAS_INCLUDE AND MARGAY_OPENBLAS_LIBRARY)
+    target_include_directories(margay_blas SYSTEM INTERFACE ${MARGAY_OPENBLAS_INCLUDE})
+    target_link_libraries(margay_blas INTERFACE ${MARGAY_OPENBLAS_LIBRARY})
+    target_compile_definitions(margay_blas INTERFACE MARGAY_OPENBLAS=1)
+    set(MARGAY_BLAS_FOUND openblas)
+  elseif(MARGAY_BLAS STREQUAL "openblas")
+    message(FATAL_ERROR "MARGAY_BLAS=openblas, but OpenBLAS was not found (Debian: libopenblas-pthread-dev)")
+  endif()
+endif()
+if(NOT MARGAY_BLAS_FOUND)
+  set(MARGAY_BLAS_FOUND eigen)
+endif()
+message(STATUS "Margay: matrix products by ${MARGAY_BLAS_FOUND}")
+
+# ---- CUDA ------------------------------------------------------------------------------------------------------
+set(MARGAY_WITH_CUDA OFF)
+if(NOT MARGAY_CUDA STREQUAL "off" AND NOT MARGAY_CUDA STREQUAL "OFF")
+  if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX} AND EXISTS /usr/local/cuda/bin/nvcc)
+    set(CMAKE_CUDA_COMPILER /usr/local/cuda/bin/nvcc)
+  endif()
+  if(MARGAY_CUDA STREQUAL "auto")
+    if(EXISTS /dev/nvidiactl)
+      check_language(CUDA)
+      if(CMAKE_CUDA_COMPILER)
+        set(MARGAY_WITH_CUDA ON)
+      endif()
+    endif()
+  else()
+    set(MARGAY_WITH_CUDA ON)
+  endif()
+endif()
+if(MARGAY_WITH_CUDA)
+  if(NOT CMAKE_CUDA_ARCHITECTURES)
+    set(CMAKE_CUDA_ARCHITECTURES 80-real 90)
+  endif()
+  enable_language(CUDA)
+  find_package(CUDAToolkit 12 REQUIRED)
+  set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
+  target_compile_definitions(margay_options INTERFACE MARGAY_CUDA=1)
+  target_compile_options(margay_options INTERFACE $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr>)
+  target_link_libraries(margay_options INTERFACE CUDA::cudart_static)
+  message(STATUS "Margay: CUDA ${CUDAToolkit_VERSION}")
+else()
+  message(STATUS "Margay: CPU only")
+endif()
+
+# ---- Folders ---------------------------------------------------------------------------------------------------
+set_property(GLOBAL PROPERTY MARGAY_LIBRARIES "")
+
+# One folder of the library. Kept as objects, so that ops which register themselves are never dropped by the linker.
+function(margay_object_library name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;PRIVATE_LIBRARIES" ${ARGN})
+  add_library(${name} OBJECT ${ARG_SOURCES})
+  target_link_libraries(${name} PUBLIC margay_options PRIVATE ${ARG_PRIVATE_LIBRARIES})
+  set_target_properties(${name} PROPERTIES POSITION_INDEPENDENT_CODE ON)
+  set_property(GLOBAL APPEND PROPERTY MARGAY_LIBRARIES ${name})
+endfunction()
+
+# libmargay.a: the same objects in one archive, for programs that embed the engine.
+function(margay_static_library)
+  get_property(libraries GLOBAL PROPERTY MARGAY_LIBRARIES)
+  list(TRANSFORM libraries REPLACE "(.+)" "$<TARGET_OBJECTS:\\1>" OUTPUT_VARIABLE objects)
+  add_library(margay STATIC ${objects})
+  target_link_libraries(margay PUBLIC margay_options margay_blas)
+  set_target_properties(margay PROPERTIES LINKER_LANGUAGE CXX)
+endfunction()
+
+# Links all objects of the library into a program of this project.
+function(margay_link_whole target)
+  get_property(libraries GLOBAL PROPERTY MARGAY_LIBRARIES)
+  target_link_libraries(${target} PRIVATE ${libraries} margay_blas)
+endfunction()
