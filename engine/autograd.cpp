@@ -45,8 +45,12 @@ const Tensor& Saved::operator*() const {
   return tensor_;
 }
 
-Node::Node(std::string_view op, std::vector<Edge> inputs, Vjp vjp)
-    : op_(op), inputs_(std::move(inputs)), vjp_(std::move(vjp)), sequence_(inputs_.empty() ? 0 : next_sequence++) {}
+Node::Node(std::string_view op, std::vector<Edge> inputs, Vjp vjp, CotangentLayout layout)
+    : op_(op),
+      inputs_(std::move(inputs)),
+      vjp_(std::move(vjp)),
+      layout_(layout),
+      sequence_(inputs_.empty() ? 0 : next_sequence++) {}
 
 Node::~Node() {
   std::vector<std::shared_ptr<Node>> pending;
@@ -76,7 +80,7 @@ Node::Edge Graph::edge_of(const Tensor& tensor) {
   if (autograd.node) return {autograd.node, autograd.output};
   std::shared_ptr<Node> leaf = autograd.leaf.lock();
   if (!leaf) {
-    leaf = std::make_shared<Node>("leaf", std::vector<Node::Edge>{}, nullptr);
+    leaf = std::make_shared<Node>("leaf", std::vector<Node::Edge>{}, nullptr, CotangentLayout::contiguous);
     leaf->leaf_ = tensor.impl_;
     leaf->outputs_.push_back({tensor.shape(), tensor.dtype(), tensor.device(), {}, {}});
     autograd.leaf = leaf;
@@ -84,11 +88,12 @@ Node::Edge Graph::edge_of(const Tensor& tensor) {
   return {leaf, 0};
 }
 
-void Graph::record(std::string_view op, std::span<const Tensor> outputs, std::span<const Tensor> inputs, Vjp vjp) {
+void Graph::record(std::string_view op, std::span<const Tensor> outputs, std::span<const Tensor> inputs, Vjp vjp,
+                   CotangentLayout layout) {
   std::vector<Node::Edge> edges;
   edges.reserve(inputs.size());
   for (const Tensor& input : inputs) edges.push_back(edge_of(input));
-  const auto node = std::make_shared<Node>(op, std::move(edges), std::move(vjp));
+  const auto node = std::make_shared<Node>(op, std::move(edges), std::move(vjp), layout);
   for (const Tensor& output : outputs) {
     const int index = static_cast<int>(node->outputs_.size());
     node->outputs_.push_back({output.shape(), output.dtype(), output.device(), {}, {}});
@@ -134,6 +139,7 @@ void Graph::run(Node& node, bool retain_graph, std::vector<std::shared_ptr<Node>
   Tensors cotangents;
   for (Node::Output& output : node.outputs_) {
     Tensor cotangent = std::exchange(output.cotangent, {});
+    if (cotangent.defined() && node.layout_ == CotangentLayout::contiguous) cotangent = cotangent.contiguous();
     for (const Tensor::Hook& hook : output.hooks)
       if (cotangent.defined())
         if (const Tensor replaced = hook(cotangent); replaced.defined()) cotangent = replaced;
@@ -147,7 +153,7 @@ void Graph::run(Node& node, bool retain_graph, std::vector<std::shared_ptr<Node>
     wanted[i] = edge.node != nullptr;
     if (!wanted[i]) continue;
     const Tensor& gathered = edge.node->outputs_[static_cast<size_t>(edge.output)].cotangent;
-    if (gathered.defined() && gathered.exclusive()) destinations[i] = gathered;
+    if (gathered.defined() && gathered.is_contiguous() && gathered.exclusive()) destinations[i] = gathered;
   }
   {
     const OpScope scope(node.op_);
@@ -175,7 +181,7 @@ void Graph::deliver(const Node::Edge& edge, Tensor gradient, std::vector<std::sh
   DeviceBackend& device = backend(output.device);
   if (!gathered.defined()) {
     if (gradient.shape() == output.shape) {
-      gathered = gradient.contiguous();
+      gathered = std::move(gradient);
     } else {
       gathered = zeros(output.shape, output.dtype, output.device);
       device.accumulate(gathered.region(), gradient.region());
@@ -202,7 +208,7 @@ void Graph::finish_leaf(Node& node) {
     if (!grad.exclusive()) grad = grad.clone();
     backend(grad.device()).accumulate(grad.region(), gradient.region());
   } else {
-    grad = gradient.exclusive() ? std::move(gradient) : gradient.clone();
+    grad = gradient.exclusive() && gradient.is_contiguous() ? std::move(gradient) : gradient.clone();
   }
 }
 

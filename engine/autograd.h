@@ -15,7 +15,8 @@ class VjpContext {
  public:
   VjpContext(std::span<const Tensor> cotangents, std::span<const Tensor> destinations, std::span<const bool> wanted)
       : cotangents_(cotangents), destinations_(destinations), wanted_(wanted) {}
-  /// Loss gradient with respect to output `i`, contiguous; undefined if none reached it.
+  /// Loss gradient with respect to output `i`, contiguous unless the op was recorded with CotangentLayout::strided;
+  /// undefined if none reached it.
   const Tensor& cotangent(size_t i = 0) const { return cotangents_[i]; }
   /// Whether the gradient of input `i` is wanted. What is returned for one that is not wanted is dropped.
   bool wanted(size_t i) const { return wanted_[i]; }
@@ -27,6 +28,10 @@ class VjpContext {
   std::span<const Tensor> cotangents_, destinations_;
   std::span<const bool> wanted_;
 };
+
+/// How a VJP wants its cotangents: row-major, or as views with any strides (ops that only move data, or whose kernels
+/// read strides).
+enum class CotangentLayout : uint8_t { contiguous, strided };
 
 /// Returns one gradient per input: undefined for none, or of the input's shape, or of a shape to which the input was
 /// broadcast (the walk sums it). Runs without recording.
@@ -54,7 +59,7 @@ class Node {
     std::shared_ptr<Node> node;
     int output = 0;
   };
-  Node(std::string_view op, std::vector<Edge> inputs, Vjp vjp);
+  Node(std::string_view op, std::vector<Edge> inputs, Vjp vjp, CotangentLayout layout);
   ~Node();
   Node(const Node&) = delete;
   Node& operator=(const Node&) = delete;
@@ -80,6 +85,7 @@ class Node {
   std::string_view op_;
   std::vector<Edge> inputs_;
   Vjp vjp_;
+  CotangentLayout layout_;
   std::vector<Output> outputs_;
   std::weak_ptr<Tensor::Impl> leaf_;  // the tensor that collects the gradient, if this node stands for a leaf
   uint64_t sequence_;
@@ -90,7 +96,8 @@ class Node {
 class Graph {
  public:
   /// Makes `outputs` the results of one op with the given inputs. Call only if recording(inputs).
-  static void record(std::string_view op, std::span<const Tensor> outputs, std::span<const Tensor> inputs, Vjp vjp);
+  static void record(std::string_view op, std::span<const Tensor> outputs, std::span<const Tensor> inputs, Vjp vjp,
+                     CotangentLayout layout = CotangentLayout::contiguous);
   /// Whether an op on these inputs has to be recorded.
   static bool recording(std::span<const Tensor> inputs);
   /// The node that made `tensor` (or stands for the leaf); nullptr if nothing was recorded.

@@ -89,24 +89,29 @@ class Op {
 
   /// Puts `y` on the tape as the result of this op on `inputs`; returns it. `vjp` takes the cotangent of y
   /// (const Tensor&), or a VjpContext where it needs more, and returns one gradient per input.
+  /// With CotangentLayout::strided the cotangents may be any views.
   template <class VjpFunction>
-  Tensor record(Tensor y, std::initializer_list<Tensor> inputs, VjpFunction&& vjp) const {
-    return record(std::move(y), std::span(inputs.begin(), inputs.size()), std::forward<VjpFunction>(vjp));
+  Tensor record(Tensor y, std::initializer_list<Tensor> inputs, VjpFunction&& vjp,
+                CotangentLayout layout = CotangentLayout::contiguous) const {
+    return record(std::move(y), std::span(inputs.begin(), inputs.size()), std::forward<VjpFunction>(vjp), layout);
   }
   template <class VjpFunction>
-  Tensor record(Tensor y, std::span<const Tensor> inputs, VjpFunction&& vjp) const {
-    record_outputs(std::span(&y, 1), inputs, std::forward<VjpFunction>(vjp));
+  Tensor record(Tensor y, std::span<const Tensor> inputs, VjpFunction&& vjp,
+                CotangentLayout layout = CotangentLayout::contiguous) const {
+    record_outputs(std::span(&y, 1), inputs, std::forward<VjpFunction>(vjp), layout);
     return y;
   }
   /// The same for several outputs.
   template <class VjpFunction>
-  Tensors record(Tensors outputs, std::initializer_list<Tensor> inputs, VjpFunction&& vjp) const {
-    record_outputs(outputs, std::span(inputs.begin(), inputs.size()), std::forward<VjpFunction>(vjp));
+  Tensors record(Tensors outputs, std::initializer_list<Tensor> inputs, VjpFunction&& vjp,
+                 CotangentLayout layout = CotangentLayout::contiguous) const {
+    record_outputs(outputs, std::span(inputs.begin(), inputs.size()), std::forward<VjpFunction>(vjp), layout);
     return outputs;
   }
   template <class VjpFunction>
-  Tensors record(Tensors outputs, std::span<const Tensor> inputs, VjpFunction&& vjp) const {
-    record_outputs(outputs, inputs, std::forward<VjpFunction>(vjp));
+  Tensors record(Tensors outputs, std::span<const Tensor> inputs, VjpFunction&& vjp,
+                 CotangentLayout layout = CotangentLayout::contiguous) const {
+    record_outputs(outputs, inputs, std::forward<VjpFunction>(vjp), layout);
     return outputs;
   }
   /// Announces that this op changes `tensor` in place. Throws OpError for a result of recorded ops, or for a leaf while
@@ -126,15 +131,17 @@ class Op {
   void check_anomaly(std::span<const Tensor> outputs) const;
 
   template <class VjpFunction>
-  void record_outputs(std::span<const Tensor> outputs, std::span<const Tensor> inputs, VjpFunction&& vjp) const {
+  void record_outputs(std::span<const Tensor> outputs, std::span<const Tensor> inputs, VjpFunction&& vjp,
+                      CotangentLayout layout) const {
     if (AnomalyMode::enabled()) check_anomaly(outputs);
     if (!Graph::recording(inputs)) return;
     if constexpr (std::is_invocable_v<VjpFunction, const Tensor&>) {
-      Graph::record(name_, outputs, inputs, [vjp = std::forward<VjpFunction>(vjp)](const VjpContext& context) {
-        return vjp(context.cotangent());
-      });
+      Graph::record(
+          name_, outputs, inputs,
+          [vjp = std::forward<VjpFunction>(vjp)](const VjpContext& context) { return vjp(context.cotangent()); },
+          layout);
     } else {
-      Graph::record(name_, outputs, inputs, std::forward<VjpFunction>(vjp));
+      Graph::record(name_, outputs, inputs, std::forward<VjpFunction>(vjp), layout);
     }
   }
 

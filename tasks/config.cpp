@@ -198,7 +198,7 @@ void apply_override(Config& config, std::string_view assignment) {
         fmt::format("an override must be key=value, as in model.d_model=128, got {}", quoted(assignment)));
   }
   const std::string_view value = trimmed(assignment.substr(equals + 1));
-  check_size(value, name);
+  check_size(value, quoted(name));
   Config changed = config;
   try {
     Reader(changed, [](const toml::node&) { return std::string(); }).read(name, *parse_value(value).get("value"));

@@ -1,0 +1,77 @@
+#pragma once
+#include <memory>
+
+#include "models/layers.h"
+#include "models/mixer.h"
+#include "ops/rope.h"
+
+namespace margay {
+
+/// Queries, keys and values, each [B, T, d] or [B, H, T, dh].
+struct Qkv {
+  Tensor q, k, v;
+};
+
+/// [B, T, d] -> [B, H, T, d / H], a view.
+Tensor split_heads(const Tensor& x, int64_t heads);
+/// [B, H, T, dh] -> [B, T, H * dh].
+Tensor merge_heads(const Tensor& x);
+
+/// The query, key and value projections of attention-like mixers.
+struct QkvProjection {
+  Linear q, k, v;
+
+  QkvProjection(const Scope& scope, int64_t d_model, bool bias);
+  /// All three of x [B, T, d] in one product: [B, T, 3d].
+  Tensor packed(const Tensor& x) const;
+};
+
+/// Rotary position embedding of a model; its tables are kept.
+class Rope {
+ public:
+  /// Off unless config.position is "rope".
+  explicit Rope(const ModelConfig& config);
+  /// x [B, H, T, dh], whose first token stands at `position`.
+  Tensor operator()(const Tensor& x, int64_t position) const;
+
+ private:
+  ModelConfig config_;
+  int64_t rotary_dims_;
+  mutable RopeTable table_;  // of the positions first_ ... first_ + length_ - 1
+  mutable int64_t first_ = 0, length_ = 0;
+};
+
+/// Keys and values [B, H, T, dh] of the tokens seen so far, in memory that doubles when it is full.
+class KvCache {
+ public:
+  /// Appends k and v; afterwards they are views of everything seen.
+  void append(Tensor& k, Tensor& v);
+  int64_t length() const { return length_; }
+
+ private:
+  Tensor k_, v_;
+  int64_t length_ = 0;
+};
+
+/// Multi-head causal softmax attention between projections: position, scores, cache.
+class AttentionCore {
+ public:
+  /// `window` as AttentionOptions; `beta` [H] replaces the score scale 1/sqrt(dh), undefined for none.
+  AttentionCore(const ModelConfig& config, const Scope& scope, int64_t window, const Tensor& beta);
+  /// q, k, v [B, H, T, dh], not yet rotated -> [B, T, d].
+  Tensor operator()(const Qkv& qkv, const ForwardContext& context, KvCache* cache) const;
+
+ private:
+  Rope rope_;
+  Tensor beta_;
+  double scale_, temperature_, dropout_;
+  int64_t window_;
+  uint64_t stream_;
+};
+
+/// N(0, 0.02^2), and that divided by sqrt(2 n_layers) for projections back into the residual stream, so that its
+/// variance does not grow with depth (GPT-2's rule).
+Initializer projection_init();
+Initializer residual_projection_init(const ModelConfig& config);
+
+}  // namespace margay

@@ -1,0 +1,27 @@
+#pragma once
+#include <cstdint>
+#include <functional>
+
+#include "engine/rng.h"
+#include "engine/shape.h"
+
+namespace margay {
+
+/// The initial value of element `index` (row-major) of a parameter, from the parameter's own random stream, which is
+/// asked for the elements in order.
+using Initializer = std::function<double(RandomStream&, int64_t index)>;
+
+namespace init {
+
+Initializer constant(double value);
+inline Initializer zeros() { return constant(0); }
+inline Initializer ones() { return constant(1); }
+/// N(0, std^2).
+Initializer normal(double std);
+/// U(-bound, bound).
+Initializer uniform(double bound);
+/// Filters of `width` taps that pass the current token: 1 at tap 0, plus N(0, std^2) everywhere.
+Initializer identity_filter(int64_t width, double std);
+
+}  // namespace init
+}  // namespace margay

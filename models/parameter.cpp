@@ -1,0 +1,31 @@
+#include "models/parameter.h"
+
+#include <vector>
+
+namespace margay {
+
+Scope Scope::operator/(std::string_view name) const {
+  Scope child = *this;
+  child.name_ = full_name(name);
+  return child;
+}
+
+std::string Scope::full_name(std::string_view name) const {
+  return name_.empty() ? std::string(name) : name_ + "." + std::string(name);
+}
+
+uint64_t Scope::stream(std::string_view site) const { return hash_name(full_name(site)); }
+
+Tensor Scope::parameter(std::string_view name, const Shape& shape, const Initializer& initializer, bool decay) const {
+  const std::string full = full_name(name);
+  RandomStream random(seed_, hash_name(full));
+  std::vector<float> values(static_cast<size_t>(shape.numel()));
+  for (size_t i = 0; i < values.size(); ++i)
+    values[i] = static_cast<float>(initializer(random, static_cast<int64_t>(i)));
+  Tensor value = from_values(values, shape).to(dtype_).to(device_);
+  value.set_requires_grad();
+  parameters_->push_back({full, value, decay});
+  return value;
+}
+
+}  // namespace margay

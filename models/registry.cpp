@@ -1,0 +1,56 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+
+#include "engine/error.h"
+#include "engine/names.h"
+#include "models/attention.h"
+#include "models/backbone.h"
+#include "models/cat.h"
+#include "models/zoology.h"
+
+namespace margay {
+namespace {
+
+template <class Factory>
+struct Entry {
+  std::string_view name;
+  Factory make;
+};
+
+using MixerFactory = std::unique_ptr<Mixer> (*)(const ModelConfig&, int64_t, const Scope&);
+using BackboneFactory = std::unique_ptr<Backbone> (*)(const ModelConfig&, const Scope&);
+
+// A new mixer or backbone is added here, and nowhere else.
+constexpr std::array kMixers{Entry<MixerFactory>{"attention", make_attention}, Entry<MixerFactory>{"cat", make_cat}};
+constexpr std::array kBackbones{Entry<BackboneFactory>{"zoology", make_zoology}};
+
+template <class Entries>
+auto find(const Entries& entries, std::string_view key, std::string_view name) {
+  for (const auto& entry : entries)
+    if (entry.name == name) return entry.make;
+  std::vector<std::string_view> names;
+  for (const auto& entry : entries) names.push_back(entry.name);
+  throw ConfigError(fmt::format("{} must be one of {}, got \"{}\" (nearest: {})", key, fmt::join(names, ", "), name,
+                                nearest_name(name, names)));
+}
+
+}  // namespace
+
+std::unique_ptr<Mixer> make_mixer(const ModelConfig& config, int64_t layer, const Scope& scope) {
+  return find(kMixers, "model.mixer", config.mixer_of(layer))(config, layer, scope);
+}
+
+std::vector<std::string> mixer_names() {
+  std::vector<std::string> names;
+  for (const auto& entry : kMixers) names.emplace_back(entry.name);
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+std::unique_ptr<Backbone> make_backbone(const ModelConfig& config, const Scope& scope) {
+  return find(kBackbones, "model.backbone", config.backbone)(config, scope);
+}
+
+}  // namespace margay

@@ -1,0 +1,11 @@
+#pragma once
+#include <cstddef>
+#include <span>
+#include <string>
+
+namespace margay {
+
+/// The SHA-256 digest of some bytes (FIPS 180-4) in 64 hexadecimal digits.
+std::string sha256(std::span<const std::byte> bytes);
+
+}  // namespace margay

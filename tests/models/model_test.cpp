@@ -1,0 +1,276 @@
+// Every option of attention and CAT: logits and gradients against the reference model, step mode against the whole
+// sequence, causality to the bit.
+
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <functional>
+
+#include "engine/autograd.h"
+#include "engine/error.h"
+#include "models/language_model.h"
+#include "ops/view.h"
+#include "tests/models/reference_model.h"
+#include "tests/support/compare.h"
+
+namespace margay::test {
+namespace {
+
+struct Case {
+  std::string name;
+  std::function<void(ModelConfig&)> change;
+};
+
+ModelConfig small_config() {
+  ModelConfig config;
+  config.d_model = 12;
+  config.n_heads = 2;
+  config.n_layers = 1;
+  config.vocab_size = 23;
+  config.max_seq_len = 16;
+  return config;
+}
+
+// Every value of every option at least once, and the combinations in which options meet.
+std::vector<Case> cases() {
+  std::vector<Case> list;
+  const auto attention = [](ModelConfig& c) { c.mixer = {"attention"}; };
+  list.push_back({"attention", attention});
+  list.push_back({"attention, learned positions, 2 layers, identity",
+                  [=](ModelConfig& c) { attention(c), c.position = "learned", c.n_layers = 2, c.mlp = "identity"; }});
+  list.push_back({"attention, rope, 3 layers, gelu, untied", [=](ModelConfig& c) {
+                    attention(c), c.position = "rope", c.n_layers = 3, c.mlp = "gelu", c.tie_embeddings = false;
+                  }});
+  list.push_back({"attention, partial rope, yarn, swiglu", [=](ModelConfig& c) {
+                    attention(c), c.position = "rope", c.rope_fraction = 0.7, c.yarn_scale = 4, c.mlp = "swiglu";
+                  }});
+  list.push_back({"attention, window", [=](ModelConfig& c) { attention(c), c.attention.window = 3; }});
+  list.push_back({"attention and cat", [](ModelConfig& c) { c.mixer = {"attention", "cat"}, c.n_layers = 3; }});
+  for (const char* site : {"post", "input"})
+    for (const char* sharing : {"depthwise", "per_head", "shared"})
+      for (const char* norm : {"none", "l2_input", "l2_head"})
+        list.push_back({std::string("cat, ") + site + ", " + sharing + ", " + norm, [=](ModelConfig& c) {
+                          c.cat.conv_site = site, c.cat.conv_sharing = sharing, c.cat.qk_norm = norm;
+                        }});
+  for (const char* on : {"q", "k", "v", "qv", "kq"})
+    list.push_back({std::string("cat on ") + on, [=](ModelConfig& c) { c.cat.conv_on = on, c.cat.conv_bias = true; }});
+  for (const char* site : {"post", "input"})
+    for (const char* sharing : {"depthwise", "per_head", "shared"})
+      list.push_back({std::string("cat with bias, ") + site + ", " + sharing, [=](ModelConfig& c) {
+                        c.cat.conv_site = site, c.cat.conv_sharing = sharing, c.cat.conv_bias = true;
+                        c.cat.qk_norm = "l2_input", c.position = "rope";
+                      }});
+  list.push_back({"cat, width 1", [](ModelConfig& c) { c.cat.conv_width = 1; }});
+  list.push_back(
+      {"cat, width 21, identity", [](ModelConfig& c) { c.cat.conv_width = 21, c.cat.conv_init = "identity"; }});
+  list.push_back(
+      {"cat, yarn without positions, l2_head", [](ModelConfig& c) { c.yarn_scale = 8, c.cat.qk_norm = "l2_head"; }});
+  return list;
+}
+
+// Weights far from their small initial values, so that every path matters.
+void spread(const LanguageModel& model) {
+  for (const Parameter& p : model.parameters()) {
+    const Tensor noise = random_uniform(p.value.shape(), hash_name(p.name), -0.6, 0.6, p.value.dtype());
+    backend({}).accumulate(p.value.region(), noise.region());
+  }
+}
+
+std::vector<int32_t> some_ids(int64_t length, int64_t vocabulary, uint64_t seed) {
+  RandomStream random(seed, 0);
+  std::vector<int32_t> ids;
+  for (int64_t t = 0; t < length; ++t)
+    ids.push_back(static_cast<int32_t>(random.below(static_cast<uint32_t>(vocabulary))));
+  return ids;
+}
+
+template <class Check>
+void for_every_case(const Check& check) {
+  for (const Case& entry : cases()) {
+    CAPTURE(entry.name);
+    ModelConfig config = small_config();
+    entry.change(config);
+    check(config);
+  }
+}
+
+}  // namespace
+
+TEST_CASE("models: logits equal the reference, in f64 and f32") {
+  for_every_case([](const ModelConfig& config) {
+    for (const int64_t length : {1, 2, 13}) {
+      const auto ids = some_ids(length, config.vocab_size, 3);
+      for (const DType dtype : {DType::f64, DType::f32}) {
+        const LanguageModel model(config, 7, dtype);
+        spread(model);
+        const ReferenceModel reference(config, ReferenceModel::values_of(model.parameters()));
+        std::vector<double> expected;
+        for (const auto& row : reference.logits(ids)) expected.insert(expected.end(), row.begin(), row.end());
+        const Tensor got = model.logits(from_values(ids, {1, length}));
+        CHECK(difference_relative_to_max(got, from_values(expected, {1, length, config.vocab_size}),
+                                         dtype == DType::f64 ? 1e-11 : 2e-5) == "");
+      }
+    }
+  });
+}
+
+TEST_CASE("models: gradients of the loss equal central differences of the reference") {
+  for_every_case([](const ModelConfig& config) {
+    const int64_t length = 9;
+    const LanguageModel model(config, 7, DType::f64);
+    spread(model);
+    const auto ids = some_ids(length, config.vocab_size, 3);
+    auto targets = some_ids(length, config.vocab_size, 4);
+    targets[0] = targets[4] = -100;
+    std::vector<int32_t> rows(static_cast<size_t>(length) + 2, -1), row_targets(rows.size(), -100);
+    for (size_t t = 0, n = 0; t < targets.size(); ++t)
+      if (targets[t] >= 0) rows[n] = static_cast<int32_t>(t), row_targets[n++] = targets[t];
+    const auto count = static_cast<int64_t>(rows.size());
+    const Tensor loss =
+        model.loss(from_values(ids, {1, length}), from_values(rows, {count}), from_values(row_targets, {count})).loss;
+    loss.backward();
+    ReferenceModel reference(config, ReferenceModel::values_of(model.parameters()));
+    CHECK(loss.item() == doctest::Approx(reference.loss(ids, targets)).epsilon(1e-10));
+    for (const Parameter& p : model.parameters()) {
+      CAPTURE(p.name);
+      const std::vector<double> gradient = p.value.grad().defined()
+                                               ? p.value.grad().to_vector<double>()
+                                               : std::vector<double>(static_cast<size_t>(p.value.numel()));
+      std::vector<double>& values = reference.parameters()[p.name];
+      RandomStream random(5, hash_name(p.name));
+      for (int probe = 0; probe < 3; ++probe) {
+        const size_t i = random.below(static_cast<uint32_t>(values.size()));
+        const double value = values[i], step = 1e-5;
+        values[i] = value + step;
+        const double above = reference.loss(ids, targets);
+        values[i] = value - step;
+        const double below = reference.loss(ids, targets);
+        values[i] = value;
+        CHECK(gradient[i] == doctest::Approx((above - below) / (2 * step)).epsilon(1e-5).scale(1e-3));
+      }
+    }
+  });
+}
+
+TEST_CASE("models: token by token gives what the whole sequence gives") {
+  for_every_case([](const ModelConfig& config) {
+    const NoGrad no_grad;
+    const LanguageModel model(config, 11, DType::f64);
+    spread(model);
+    const int64_t length = 15;
+    std::vector<int32_t> ids = some_ids(length, config.vocab_size, 8);
+    const auto second = some_ids(length, config.vocab_size, 9);
+    ids.insert(ids.end(), second.begin(), second.end());
+    const Tensor batch = from_values(ids, {2, length});
+    const Tensor expected = model.logits(batch);
+    // A first stretch at once, then a stretch shorter than a filter, then single tokens.
+    ModelState state = model.start(2);
+    int64_t seen = 0;
+    for (const int64_t stretch : {5, 2, 1, 1, 1, 1, 1, 1, 1, 1}) {
+      const Tensor logits = model.step(slice(batch, 1, seen, seen + stretch), state);
+      seen += stretch;
+      CHECK(difference_relative_to_max(logits, select(expected, 1, seen - 1), 1e-11) == "");
+    }
+    CHECK(seen == length);
+    CHECK(state.position == length);
+  });
+}
+
+TEST_CASE("models: a changed token changes no bit before it") {
+  for_every_case([](const ModelConfig& config) {
+    const NoGrad no_grad;
+    const LanguageModel model(config, 11);
+    spread(model);
+    const int64_t length = 16;
+    std::vector<int32_t> ids = some_ids(length, config.vocab_size, 8);
+    const Tensor before = model.logits(from_values(ids, {1, length}));
+    for (const int64_t t : {1, 7, 15}) {
+      std::vector<int32_t> changed = ids;
+      changed[static_cast<size_t>(t)] = (changed[static_cast<size_t>(t)] + 5) % static_cast<int32_t>(config.vocab_size);
+      const Tensor after = model.logits(from_values(changed, {1, length}));
+      CHECK(same_bits(slice(before, 1, 0, t), slice(after, 1, 0, t)));
+      CHECK_FALSE(same_bits(slice(before, 1, t, length), slice(after, 1, t, length)));
+    }
+  });
+}
+
+TEST_CASE("models: shared and per-head filters commute with the projection") {
+  for (const char* sharing : {"shared", "per_head"}) {
+    ModelConfig config = small_config();
+    config.cat.conv_sharing = sharing;
+    const LanguageModel post(config, 3, DType::f64);
+    spread(post);
+    config.cat.conv_site = "input";
+    const LanguageModel input(config, 3, DType::f64);
+    for (size_t i = 0; i < post.parameters().size(); ++i) {
+      const NoGrad no_grad;
+      const Parameter& p = post.parameters()[i];
+      // Only without projection biases: they are filtered at one site and not at the other.
+      if (p.name.find("_proj.bias") != std::string::npos) p.value.fill(0);
+      input.parameters()[i].value.copy_from(p.value);
+    }
+    const Tensor ids = from_values(some_ids(13, config.vocab_size, 2), {1, 13});
+    CHECK(difference_relative_to_max(input.logits(ids), post.logits(ids), 1e-12) == "");
+  }
+}
+
+TEST_CASE("models: initial weights depend on seed and name only") {
+  ModelConfig config = small_config();
+  const LanguageModel one(config, 5), again(config, 5), other(config, 5 + (uint64_t{1} << 32));
+  config.n_layers = 2;
+  const LanguageModel deeper(config, 5);
+  for (size_t i = 0; i < one.parameters().size(); ++i) {
+    const Parameter& p = one.parameters()[i];
+    CHECK(same_bits(p.value, again.parameters()[i].value));
+    if (p.name.find("q_proj.weight") == std::string::npos) continue;
+    CHECK_FALSE(same_bits(p.value, other.parameters()[i].value));
+    for (const Parameter& q : deeper.parameters())
+      if (q.name == p.name) CHECK(same_bits(p.value, q.value));
+  }
+  const auto std_of = [](const LanguageModel& model, const std::string& name) {
+    for (const Parameter& p : model.parameters()) {
+      if (p.name != name) continue;
+      double squares = 0;
+      const auto values = p.value.to_vector<float>();
+      for (const float v : values) squares += v * v;
+      return std::sqrt(squares / static_cast<double>(values.size()));
+    }
+    FAIL("no parameter " << name);
+    return 0.0;
+  };
+  config.d_model = 64;
+  const LanguageModel wide(config, 5);
+  CHECK(std_of(wide, "blocks.0.mixer.q_proj.weight") == doctest::Approx(0.02).epsilon(0.05));
+  CHECK(std_of(wide, "blocks.0.mixer.out_proj.weight") == doctest::Approx(0.01).epsilon(0.05));
+}
+
+TEST_CASE("models: dropout acts in training only, and the same way twice") {
+  ModelConfig config = small_config();
+  config.dropout_embed = config.dropout_residual = config.dropout_attention = 0.3;
+  config.n_layers = 2;
+  const LanguageModel model(config, 5);
+  spread(model);
+  const Tensor ids = from_values(some_ids(13, config.vocab_size, 2), {1, 13});
+  const Tensor rows = from_values<int32_t>({3, 9}, {2}), targets = from_values<int32_t>({1, 2}, {2});
+  const auto loss = [&](int64_t step) {
+    return model.loss(ids, rows, targets, step < 0 ? Tensor() : from_values<int64_t>({17, step}, {2})).loss.item();
+  };
+  CHECK(loss(-1) == loss(-1));
+  CHECK(loss(4) == loss(4));
+  CHECK(loss(4) != loss(5));
+  CHECK(loss(4) != loss(-1));
+}
+
+TEST_CASE("models: what does not fit is refused") {
+  ModelConfig config = small_config();
+  const LanguageModel model(config, 5);
+  CHECK_THROWS_AS(model.logits(from_values<int32_t>({0, 23}, {1, 2})), OpError);
+  CHECK_THROWS_AS(model.logits(from_values<int32_t>({0, -1}, {1, 2})), OpError);
+  CHECK_NOTHROW(model.logits(zeros({1, 40}, DType::i32)));
+  config.position = "learned";
+  CHECK_THROWS_AS(LanguageModel(config, 5).logits(zeros({1, 17}, DType::i32)), ConfigError);
+  config.mixer = {"attentoin"};
+  CHECK_THROWS_WITH_AS(LanguageModel(config, 5), doctest::Contains("attention"), ConfigError);
+}
+
+}  // namespace margay::test

@@ -1,0 +1,43 @@
+#pragma once
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "models/config.h"
+#include "models/parameter.h"
+
+namespace margay::test {
+
+/// A second implementation of the zoology backbone with attention and CAT, in plain f64 loops over one sequence,
+/// written from the equations and sharing no code with the engine.
+class ReferenceModel {
+ public:
+  using Values = std::map<std::string, std::vector<double>>;
+  using Rows = std::vector<std::vector<double>>;  // [token][channel]
+
+  ReferenceModel(const ModelConfig& config, Values parameters) : config_(config), parameters_(std::move(parameters)) {}
+  static Values values_of(const Parameters& parameters);
+
+  /// Logits [token][vocabulary] of one sequence.
+  Rows logits(const std::vector<int32_t>& ids) const;
+  /// Mean cross-entropy over targets that are not -100.
+  double loss(const std::vector<int32_t>& ids, const std::vector<int32_t>& targets) const;
+  Values& parameters() { return parameters_; }
+
+ private:
+  const std::vector<double>& at(const std::string& name) const { return parameters_.at(name); }
+  bool has(const std::string& name) const { return parameters_.count(name) > 0; }
+  Rows linear(const Rows& x, const std::string& name) const;
+  Rows layer_norm(const Rows& x, const std::string& name) const;
+  Rows filter(const Rows& x, const std::string& name, int64_t only_head) const;
+  Rows letter(const Rows& x, const std::string& mixer, char letter, const std::string& kind) const;
+  Rows mixer(const Rows& x, const std::string& name, const std::string& kind) const;
+  Rows mlp(const Rows& x, const std::string& name) const;
+  void rotate(std::vector<double>& head, int64_t position) const;
+
+  ModelConfig config_;
+  Values parameters_;
+};
+
+}  // namespace margay::test
