@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "engine/error.h"
 #if defined(__SANITIZE_ADDRESS__)
@@ -17,13 +18,10 @@ thread_local std::string_view current_op = "other";
 // Under AddressSanitizer every block ends in a red zone, and free memory may not be touched.
 #if defined(__SANITIZE_ADDRESS__)
 constexpr size_t kRedZone = 64;
-void forbid(void* begin, size_t bytes) { __asan_poison_memory_region(begin, bytes); }
-void allow(void* begin, size_t bytes) { __asan_unpoison_memory_region(begin, bytes); }
 #else
 constexpr size_t kRedZone = 0;
-void forbid(void*, size_t) {}
-void allow(void*, size_t) {}
 #endif
+constexpr size_t kPage = 4096, kHugePage = size_t{2} << 20;
 
 size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
@@ -34,87 +32,159 @@ void add(MemoryCounters& counters, int64_t bytes) {
 
 }  // namespace
 
+struct CachingAllocator::Block {
+  char* begin = nullptr;
+  size_t bytes = 0;
+  bool small = false;                          // which kind of segment it lies in
+  Block *previous = nullptr, *next = nullptr;  // neighbours in the same segment
+  MemoryCounters* op = nullptr;                // whom it is booked under; none while it is free
+  int64_t asked = 0;
+  FreeBlocks::node_type place = {};  // its place in the set of free blocks, while it is not there
+};
+
+bool CachingAllocator::BySize::operator()(const Block* a, const Block* b) const {
+  return std::pair(a->bytes, a->begin) < std::pair(b->bytes, b->begin);
+}
+bool CachingAllocator::BySize::operator()(const Block* a, size_t bytes) const { return a->bytes < bytes; }
+
 OpScope::OpScope(std::string_view name) : outer_(current_op) { current_op = name; }
 OpScope::~OpScope() { current_op = outer_; }
 std::string_view OpScope::current() { return current_op; }
 
 CachingAllocator::CachingAllocator(std::unique_ptr<SegmentSource> source) : source_(std::move(source)) {}
 
-CachingAllocator::~CachingAllocator() { release_unused(); }
-
-void* CachingAllocator::allocate(size_t bytes) {
-  const std::lock_guard lock(mutex_);
-  const size_t size = round_up(std::max<size_t>(bytes, 1) + kRedZone, source_->alignment());
-  const bool small = size <= kSmallBlock;
-  FreeBlocks& pool = small ? free_small_ : free_large_;
-  const auto fit = pool.lower_bound(size);
-  Block* block = fit != pool.end() ? *fit : take_segment(size, small);
-  pool.erase(block);
-  split(block, size);
-  block->free = false;
-  block->asked = static_cast<int64_t>(bytes);
-  block->op = current_op;
-  in_use_.emplace(block->begin, block);
-  add(counters_, block->asked);
-  add(by_op_[block->op], block->asked);
-  allow(block->begin, bytes);
-  return block->begin;
+CachingAllocator::~CachingAllocator() {
+  release_unused();
+  while (spare_) delete std::exchange(spare_, spare_->next);
 }
 
-void CachingAllocator::free(void* begin) noexcept {
+// A block brings its place in the set of free blocks along, so that freeing it later allocates nothing and cannot fail.
+CachingAllocator::Block* CachingAllocator::make_block() {
+  if (spare_) {
+    Block* const block = std::exchange(spare_, spare_->next);
+    block->previous = block->next = nullptr;
+    return block;
+  }
+  auto block = std::make_unique<Block>();
+  FreeBlocks only;
+  only.insert(block.get());
+  block->place = only.extract(only.begin());
+  return block.release();
+}
+
+void CachingAllocator::retire(Block* block) noexcept {
+  block->next = spare_;
+  spare_ = block;
+}
+
+void CachingAllocator::forbid([[maybe_unused]] void* begin, [[maybe_unused]] size_t bytes) const {
+#if defined(__SANITIZE_ADDRESS__)
+  if (source_->on_host()) __asan_poison_memory_region(begin, bytes);
+#endif
+}
+
+void CachingAllocator::allow([[maybe_unused]] void* begin, [[maybe_unused]] size_t bytes) const {
+#if defined(__SANITIZE_ADDRESS__)
+  if (source_->on_host()) __asan_unpoison_memory_region(begin, bytes);
+#endif
+}
+
+CachingAllocator::Allocation CachingAllocator::allocate(size_t bytes) {
   const std::lock_guard lock(mutex_);
-  const auto found = in_use_.find(begin);
-  Block* block = found->second;
-  in_use_.erase(found);
+  MemoryCounters& op = by_op_[current_op];
+  const size_t size = round_up(std::max<size_t>(bytes, 1) + kRedZone, source_->alignment());
+  const bool small = size <= kSmallBlock;
+  FreeBlocks& free = free_blocks(small);
+  const auto fit = free.lower_bound(size);
+  Block* const block = fit != free.end() ? *fit : take_segment(size, small);
+  split(block, size);
+  block->op = &op;
+  block->asked = static_cast<int64_t>(bytes);
+  add(counters_, block->asked);
+  add(op, block->asked);
+  allow(block->begin, bytes);
+  return {block->begin, block};
+}
+
+void CachingAllocator::free(Allocation allocation) noexcept {
+  const std::lock_guard lock(mutex_);
+  Block* block = allocation.block;
   counters_.live -= block->asked;
-  by_op_[block->op].live -= block->asked;
-  block->free = true;
+  std::exchange(block->op, nullptr)->live -= block->asked;
   block = merge(block);
   forbid(block->begin, block->bytes);
-  (block->small ? free_small_ : free_large_).insert(block);
+  free_blocks(block->small).insert(std::move(block->place));
+}
+
+void CachingAllocator::book(Allocation allocation, std::string_view op) {
+  const std::lock_guard lock(mutex_);
+  MemoryCounters& counters = by_op_[op];
+  Block* const block = allocation.block;
+  if (block->op == &counters) return;
+  std::exchange(block->op, &counters)->live -= block->asked;
+  add(counters, block->asked);
 }
 
 // Growing in steps keeps the number of segments small; where the system refuses a large step, the bare need is tried.
+void* CachingAllocator::reserve(size_t bytes, size_t& length) {
+  if (void* segment = source_->reserve(length)) return segment;
+  length = round_up(bytes, kPage);
+  if (void* segment = source_->reserve(length)) return segment;
+  release_free_segments();
+  return source_->reserve(length);
+}
+
 CachingAllocator::Block* CachingAllocator::take_segment(size_t bytes, bool small) {
-  size_t length = small ? kSmallSegment : std::max(round_up(bytes, size_t{2} << 20), source_->large_segment());
-  void* segment = source_->reserve(length);
-  if (!segment && length > bytes) segment = source_->reserve(length = round_up(bytes, size_t{4096}));
+  size_t length = small ? kSmallSegment : std::max(round_up(bytes, kHugePage), source_->large_segment());
+  Block* const block = make_block();
+  void* const segment = reserve(bytes, length);
   if (!segment) {
+    retire(block);
     throw ResourceError(fmt::format("{}: out of memory: asked for {} bytes, live {}, peak {}, reserved {}",
                                     source_->name(), bytes, counters_.live, counters_.peak, counters_.reserved));
   }
   forbid(segment, length);
   counters_.reserved += static_cast<int64_t>(length);
-  auto* block = new Block{static_cast<char*>(segment), length, nullptr, nullptr, true, small, 0, {}};
-  (small ? free_small_ : free_large_).insert(block);
+  block->begin = static_cast<char*>(segment);
+  block->bytes = length;
+  block->small = small;
+  free_blocks(small).insert(std::move(block->place));
   return block;
 }
 
+// Takes a free block out of the set of free blocks, and puts what it is too long by back in.
 void CachingAllocator::split(Block* block, size_t bytes) {
-  if (block->bytes - bytes < source_->alignment()) return;
-  auto* rest = new Block{block->begin + bytes, block->bytes - bytes, block, block->next, true, block->small, 0, {}};
+  FreeBlocks& free = free_blocks(block->small);
+  Block* const rest = block->bytes > bytes ? make_block() : nullptr;
+  block->place = free.extract(free.find(block));
+  if (!rest) return;
+  rest->begin = block->begin + bytes;
+  rest->bytes = block->bytes - bytes;
+  rest->small = block->small;
+  rest->previous = block;
+  rest->next = std::exchange(block->next, rest);
   if (rest->next) rest->next->previous = rest;
-  block->next = rest;
   block->bytes = bytes;
-  (block->small ? free_small_ : free_large_).insert(rest);
+  free.insert(std::move(rest->place));
 }
 
+// Joins a block that has just become free with its free neighbours; the result is not in the set of free blocks.
 CachingAllocator::Block* CachingAllocator::merge(Block* block) {
-  FreeBlocks& pool = block->small ? free_small_ : free_large_;
-  const auto absorb_next = [](Block* left) {
-    Block* right = left->next;
+  FreeBlocks& free = free_blocks(block->small);
+  const auto absorb_next = [this](Block* left) {
+    Block* const right = left->next;
     left->bytes += right->bytes;
     left->next = right->next;
     if (left->next) left->next->previous = left;
-    delete right;
+    retire(right);
   };
-  if (block->next && block->next->free) {
-    pool.erase(block->next);
+  if (block->next && !block->next->op) {
+    block->next->place = free.extract(free.find(block->next));
     absorb_next(block);
   }
-  if (block->previous && block->previous->free) {
+  if (block->previous && !block->previous->op) {
     block = block->previous;
-    pool.erase(block);
+    block->place = free.extract(free.find(block));
     absorb_next(block);
   }
   return block;
@@ -138,16 +208,22 @@ void CachingAllocator::reset_peak() {
 
 void CachingAllocator::release_unused() {
   const std::lock_guard lock(mutex_);
-  for (FreeBlocks* pool : {&free_small_, &free_large_}) {
-    for (auto it = pool->begin(); it != pool->end();) {
-      Block* block = *it;
-      const bool whole = !block->previous && !block->next;
-      it = whole ? pool->erase(it) : std::next(it);
-      if (!whole) continue;
-      allow(block->begin, block->bytes);
-      counters_.reserved -= static_cast<int64_t>(block->bytes);
-      source_->release(block->begin, block->bytes);
-      delete block;
+  release_free_segments();
+}
+
+void CachingAllocator::release_free_segments() {
+  for (FreeBlocks* free : {&free_small_, &free_large_}) {
+    for (auto it = free->begin(); it != free->end();) {
+      if ((*it)->previous || (*it)->next) {
+        ++it;
+        continue;
+      }
+      Block* const segment = *it;
+      segment->place = free->extract(it++);
+      allow(segment->begin, segment->bytes);
+      counters_.reserved -= static_cast<int64_t>(segment->bytes);
+      source_->release(segment->begin, segment->bytes);
+      retire(segment);
     }
   }
 }

@@ -8,8 +8,6 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
-#include <utility>
-#include <vector>
 
 namespace margay {
 
@@ -31,22 +29,36 @@ class SegmentSource {
   virtual size_t alignment() const = 0;
   /// Segments for large blocks are at least this long.
   virtual size_t large_segment() const = 0;
+  /// Whether the memory can be read and written by the CPU.
+  virtual bool on_host() const { return true; }
 };
 
 /// Keeps freed memory for the next request instead of giving it back: first touch of fresh memory costs more than most
-/// kernels that fill it. Best fit, splitting, and merging of free neighbours; blocks up to kSmallBlock live in segments
-/// of their own so that they do not break up large ones. Safe for use from several threads.
+/// kernels that fill it. Best fit (the lowest address among equals), splitting, and merging of free neighbours: once
+/// everything of a step is freed, what is free does not depend on the order of events, so that equal steps find the
+/// same blocks again and take no new segments. Blocks up to kSmallBlock live in segments of their own so that they do
+/// not break up large ones. Safe for use from several threads.
 class CachingAllocator {
  public:
+  struct Block;
+  /// Memory that was handed out, and what the allocator needs to take it back.
+  struct Allocation {
+    void* data = nullptr;
+    Block* block = nullptr;
+  };
+
   explicit CachingAllocator(std::unique_ptr<SegmentSource> source);
   ~CachingAllocator();
   CachingAllocator(const CachingAllocator&) = delete;
   CachingAllocator& operator=(const CachingAllocator&) = delete;
 
-  /// At least `bytes`, booked under the current op (see OpScope). Throws ResourceError that says what was asked for,
-  /// live and peak.
-  void* allocate(size_t bytes);
-  void free(void* block) noexcept;
+  /// At least `bytes`, booked under the current op (see OpScope). Where the system has no more, segments that are free
+  /// as a whole are given back before it is asked again; then throws ResourceError that says what was asked for, live,
+  /// peak and reserved. An exception leaves everything as it was.
+  Allocation allocate(size_t bytes);
+  void free(Allocation allocation) noexcept;
+  /// Books memory that is in use under another op.
+  void book(Allocation allocation, std::string_view op);
 
   MemoryCounters counters() const;
   /// Live and peak bytes by the op that allocated them; peak is each op's own.
@@ -59,31 +71,28 @@ class CachingAllocator {
  private:
   static constexpr size_t kSmallBlock = size_t{64} << 10, kSmallSegment = size_t{1} << 20;
 
-  struct Block {
-    char* begin;
-    size_t bytes;
-    Block *previous, *next;  // neighbours in the same segment
-    bool free, small;
-    int64_t asked;
-    std::string_view op;
-  };
   struct BySize {
     using is_transparent = void;
-    bool operator()(const Block* a, const Block* b) const {
-      return std::pair(a->bytes, a->begin) < std::pair(b->bytes, b->begin);
-    }
-    bool operator()(const Block* a, size_t bytes) const { return a->bytes < bytes; }
+    bool operator()(const Block* a, const Block* b) const;
+    bool operator()(const Block* a, size_t bytes) const;
   };
   using FreeBlocks = std::set<Block*, BySize>;
 
+  FreeBlocks& free_blocks(bool small) { return small ? free_small_ : free_large_; }
   Block* take_segment(size_t bytes, bool small);
+  Block* make_block();
+  void retire(Block* block) noexcept;
+  void* reserve(size_t bytes, size_t& length);
   void split(Block* block, size_t bytes);
   Block* merge(Block* block);
+  void release_free_segments();
+  void forbid(void* begin, size_t bytes) const;
+  void allow(void* begin, size_t bytes) const;
 
   std::unique_ptr<SegmentSource> source_;
   mutable std::mutex mutex_;
   FreeBlocks free_small_, free_large_;
-  std::unordered_map<void*, Block*> in_use_;
+  Block* spare_ = nullptr;  // blocks that stand for no memory now, linked by `next`
   MemoryCounters counters_;
   std::unordered_map<std::string_view, MemoryCounters> by_op_;
 };

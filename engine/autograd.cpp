@@ -17,14 +17,36 @@ std::atomic<uint64_t> next_sequence{1};
 thread_local bool recording_enabled = true;
 thread_local bool anomaly_mode = false;
 
-// Nodes whose last owner has gone wait here, so that a long chain is destroyed in a loop and not by recursion.
-thread_local std::vector<std::shared_ptr<Node>>* graveyard = nullptr;
-
 bool later(const std::shared_ptr<Node>& a, const std::shared_ptr<Node>& b) { return a->sequence() < b->sequence(); }
 
 void check_finite(const Tensor& tensor, std::string_view op, std::string_view what) {
   if (tensor.defined() && is_float(tensor.dtype()) && !backend(tensor.device()).all_finite(tensor.region()))
     throw DivergedError(fmt::format("{}: {} {} holds NaN or infinity", op, what, describe(tensor)));
+}
+
+Tensor apply_hooks(const std::vector<Tensor::Hook>& hooks, Tensor gradient) {
+  const std::vector<Tensor::Hook> now = hooks;  // a hook that runs may register another
+  for (const Tensor::Hook& hook : now) {
+    const Tensor replaced = hook(gradient);
+    if (!replaced.defined()) continue;
+    if (replaced.shape() != gradient.shape() || replaced.dtype() != gradient.dtype() ||
+        replaced.device() != gradient.device())
+      throw OpError("backward", "gradient returned by a hook", describe(gradient), describe(replaced));
+    gradient = replaced.detach().contiguous();
+  }
+  return gradient;
+}
+
+// A tensor that may be changed in place: nobody else sees it, and no two of its elements share memory.
+bool writable(const Tensor& tensor) { return tensor.exclusive() && tensor.is_contiguous(); }
+
+void add_gradient(Tensor& sum, Tensor gradient) {
+  if (!sum.defined()) {
+    sum = std::move(gradient);
+    return;
+  }
+  if (!writable(sum)) sum = sum.clone();
+  backend(sum.device()).accumulate(sum.region(), gradient.region());
 }
 
 }  // namespace
@@ -52,20 +74,40 @@ Node::Node(std::string_view op, std::vector<Edge> inputs, Vjp vjp, CotangentLayo
       layout_(layout),
       sequence_(inputs_.empty() ? 0 : next_sequence++) {}
 
+thread_local std::vector<Node::Remains>* Node::graveyard_ = nullptr;
+
+// Everything that may own further nodes is moved to a list of the outermost destructor, so that a long chain is
+// destroyed in a loop and not by recursion.
 Node::~Node() {
-  std::vector<std::shared_ptr<Node>> pending;
-  const bool outermost = graveyard == nullptr;
-  if (outermost) graveyard = &pending;
-  for (Edge& edge : inputs_)
-    if (edge.node) graveyard->push_back(std::move(edge.node));
-  vjp_ = nullptr;
+  std::vector<Remains> list;
+  const bool outermost = graveyard_ == nullptr;
+  if (outermost) graveyard_ = &list;
+  graveyard_->push_back({std::move(inputs_), std::move(vjp_), std::move(outputs_)});
   if (!outermost) return;
-  while (!pending.empty()) {
-    const std::shared_ptr<Node> last = std::move(pending.back());
-    pending.pop_back();
+  while (!list.empty()) {
+    const Remains last = std::move(list.back());
+    list.pop_back();
   }
-  graveyard = nullptr;
+  graveyard_ = nullptr;
 }
+
+/// One backward pass: what is still to be walked, and the gradients that are added to tensors at its end.
+struct Graph::Walk {
+  bool retain_graph = false;
+  std::vector<std::shared_ptr<Node>> queue = {};  // a heap: nodes recorded last are walked first, with all cotangents
+  std::vector<std::shared_ptr<Node>> leaves = {};
+  std::vector<std::pair<Tensor, Tensor>> finished = {};  // tensors that collect a gradient, and the gradient
+
+  // Nothing of a walk stays in the graph, however it ended.
+  ~Walk() {
+    for (const auto* nodes : {&queue, &leaves}) {
+      for (const auto& node : *nodes) {
+        node->walk_ = nullptr;
+        for (Node::Output& output : node->outputs_) output.cotangent = {};
+      }
+    }
+  }
+};
 
 bool Graph::recording(std::span<const Tensor> inputs) {
   return recording_enabled &&
@@ -82,7 +124,7 @@ Node::Edge Graph::edge_of(const Tensor& tensor) {
   if (!leaf) {
     leaf = std::make_shared<Node>("leaf", std::vector<Node::Edge>{}, nullptr, CotangentLayout::contiguous);
     leaf->leaf_ = tensor.impl_;
-    leaf->outputs_.push_back({tensor.shape(), tensor.dtype(), tensor.device(), {}, {}});
+    leaf->outputs_.push_back({.shape = tensor.shape(), .dtype = tensor.dtype(), .device = tensor.device()});
     autograd.leaf = leaf;
   }
   return {leaf, 0};
@@ -93,10 +135,13 @@ void Graph::record(std::string_view op, std::span<const Tensor> outputs, std::sp
   std::vector<Node::Edge> edges;
   edges.reserve(inputs.size());
   for (const Tensor& input : inputs) edges.push_back(edge_of(input));
+  for (const Tensor& output : outputs)
+    if (output.requires_grad())
+      throw std::logic_error(fmt::format("{}: its result {} is on the tape already", op, describe(output)));
   const auto node = std::make_shared<Node>(op, std::move(edges), std::move(vjp), layout);
   for (const Tensor& output : outputs) {
     const int index = static_cast<int>(node->outputs_.size());
-    node->outputs_.push_back({output.shape(), output.dtype(), output.device(), {}, {}});
+    node->outputs_.push_back({.shape = output.shape(), .dtype = output.dtype(), .device = output.device()});
     if (!is_float(output.dtype())) continue;
     output.autograd().node = node;
     output.autograd().output = index;
@@ -108,43 +153,53 @@ void Graph::backward(const Tensor& root, const Tensor& seed, bool retain_graph) 
     throw OpError("backward", "tensor", "the result of recorded ops", describe(root));
   if (!seed.defined() && root.numel() != 1)
     throw OpError("backward", "tensor", "of one element where no cotangent is given", describe(root));
-  if (seed.defined() && (seed.shape() != root.shape() || seed.dtype() != root.dtype()))
+  if (seed.defined() &&
+      (seed.shape() != root.shape() || seed.dtype() != root.dtype() || seed.device() != root.device()))
     throw OpError("backward", "seed", describe(root), describe(seed));
   const NoGrad no_grad;
-  std::vector<std::shared_ptr<Node>> queue;  // a heap: nodes recorded last are walked first
-  std::shared_ptr<Node> node;
-  try {
-    deliver(edge_of(root), seed.defined() ? seed : full(root.shape(), 1, root.dtype(), root.device()), queue);
-    while (!queue.empty()) {
-      std::pop_heap(queue.begin(), queue.end(), later);
-      node = std::move(queue.back());
-      queue.pop_back();
-      run(*node, retain_graph, queue);
+  const OpScope scope("backward");
+  Walk walk{.retain_graph = retain_graph};
+  const Node::Edge edge = edge_of(root);
+  deliver(*edge.node, edge, seed.defined() ? seed.detach() : full(root.shape(), 1, root.dtype(), root.device()), walk);
+  walk_ops(walk);
+  finish(walk);
+}
+
+// Leaves come last, and are only collected.
+void Graph::walk_ops(Walk& walk) {
+  while (!walk.queue.empty()) {
+    std::pop_heap(walk.queue.begin(), walk.queue.end(), later);
+    const std::shared_ptr<Node> node = std::move(walk.queue.back());
+    walk.queue.pop_back();
+    if (node->sequence_ == 0) {
+      walk.leaves.push_back(node);
+    } else {
+      node->walk_ = nullptr;
+      run(*node, walk);
     }
-  } catch (...) {
-    if (node) queue.push_back(std::move(node));
-    for (const auto& waiting : queue) {
-      waiting->queued_ = false;
-      for (Node::Output& output : waiting->outputs_) output.cotangent = {};
-    }
-    throw;
   }
 }
 
-void Graph::run(Node& node, bool retain_graph, std::vector<std::shared_ptr<Node>>& queue) {
-  node.queued_ = false;
-  if (node.sequence_ == 0) return finish_leaf(node);
+Tensors Graph::take_cotangents(Node& node, Walk& walk) {
+  Tensors cotangents;
+  for (Node::Output& output : node.outputs_) cotangents.push_back(std::exchange(output.cotangent, {}));
+  for (size_t i = 0; i < cotangents.size(); ++i) {
+    Tensor& cotangent = cotangents[i];
+    if (!cotangent.defined()) continue;
+    const Node::Output& output = node.outputs_[i];
+    if (node.layout_ == CotangentLayout::contiguous) cotangent = cotangent.contiguous();
+    if (!output.hooks.empty()) cotangent = apply_hooks(output.hooks, std::move(cotangent));
+    Tensor retained;
+    retained.impl_ = output.retained.lock();
+    if (retained.defined()) walk.finished.emplace_back(std::move(retained), cotangent);
+  }
+  return cotangents;
+}
+
+void Graph::run(Node& node, Walk& walk) {
   if (node.released_)
     throw std::logic_error(fmt::format("{}: its graph was freed by an earlier backward; use retain_graph", node.op_));
-  Tensors cotangents;
-  for (Node::Output& output : node.outputs_) {
-    Tensor cotangent = std::exchange(output.cotangent, {});
-    if (cotangent.defined() && node.layout_ == CotangentLayout::contiguous) cotangent = cotangent.contiguous();
-    for (const Tensor::Hook& hook : output.hooks)
-      if (cotangent.defined())
-        if (const Tensor replaced = hook(cotangent); replaced.defined()) cotangent = replaced;
-    cotangents.push_back(std::move(cotangent));
-  }
+  Tensors cotangents = take_cotangents(node, walk);
   const size_t inputs = node.inputs_.size();
   Tensors destinations(inputs), gradients;
   const auto wanted = std::make_unique<bool[]>(inputs);
@@ -153,7 +208,7 @@ void Graph::run(Node& node, bool retain_graph, std::vector<std::shared_ptr<Node>
     wanted[i] = edge.node != nullptr;
     if (!wanted[i]) continue;
     const Tensor& gathered = edge.node->outputs_[static_cast<size_t>(edge.output)].cotangent;
-    if (gathered.defined() && gathered.is_contiguous() && gathered.exclusive()) destinations[i] = gathered;
+    if (gathered.defined() && writable(gathered)) destinations[i] = gathered;
   }
   {
     const OpScope scope(node.op_);
@@ -161,55 +216,56 @@ void Graph::run(Node& node, bool retain_graph, std::vector<std::shared_ptr<Node>
   }
   if (gradients.size() != inputs)
     throw std::logic_error(fmt::format("{}: {} gradients for {} inputs", node.op_, gradients.size(), inputs));
-  if (!retain_graph) {
+  if (!walk.retain_graph) {
     node.released_ = true;
     node.vjp_ = nullptr;
   }
   cotangents.clear();
   for (size_t i = 0; i < inputs; ++i) {
-    const bool already_added = destinations[i].defined() && gradients[i].same(destinations[i]);
-    if (anomaly_mode) check_finite(gradients[i], node.op_, fmt::format("gradient of input {}", i));
+    Tensor gradient = std::exchange(gradients[i], {});
+    const bool already_added = destinations[i].defined() && gradient.same(destinations[i]);
     destinations[i] = {};
-    if (wanted[i] && gradients[i].defined() && !already_added)
-      deliver(node.inputs_[i], std::exchange(gradients[i], {}), queue);
+    if (!wanted[i] || !gradient.defined()) continue;
+    if (anomaly_mode) check_finite(gradient, node.op_, fmt::format("gradient of input {}", i));
+    if (!already_added) deliver(node, node.inputs_[i], std::move(gradient), walk);
   }
 }
 
-void Graph::deliver(const Node::Edge& edge, Tensor gradient, std::vector<std::shared_ptr<Node>>& queue) {
-  Node::Output& output = edge.node->outputs_[static_cast<size_t>(edge.output)];
-  Tensor& gathered = output.cotangent;
-  DeviceBackend& device = backend(output.device);
-  if (!gathered.defined()) {
-    if (gradient.shape() == output.shape) {
-      gathered = std::move(gradient);
-    } else {
-      gathered = zeros(output.shape, output.dtype, output.device);
-      device.accumulate(gathered.region(), gradient.region());
-    }
-  } else {
-    if (!gathered.exclusive()) gathered = gathered.clone();
-    device.accumulate(gathered.region(), gradient.region());
-  }
-  if (!std::exchange(edge.node->queued_, true)) {
-    queue.push_back(edge.node);
-    std::push_heap(queue.begin(), queue.end(), later);
-  }
+void Graph::deliver(const Node& from, const Node::Edge& edge, Tensor gradient, Walk& walk) {
+  Node& node = *edge.node;
+  Node::Output& output = node.outputs_[static_cast<size_t>(edge.output)];
+  // A leaf that waits in the queue of an outer walk (a VJP that recomputes runs one inside) is finished there.
+  if (node.walk_ && node.walk_ != &walk && node.sequence_ != 0)
+    throw std::logic_error(fmt::format("{}: backward was called inside a backward over the same graph", node.op_));
+  Shape spread;
+  if (gradient.dtype() != output.dtype || gradient.device() != output.device ||
+      !broadcast(output.shape, gradient.shape(), spread) || spread != gradient.shape())
+    throw std::logic_error(fmt::format("{}: gave the gradient {} to a {}{}", from.op_, describe(gradient),
+                                       name_of(output.dtype), to_string(output.shape)));
+  if (!output.cotangent.defined() && gradient.shape() != output.shape)
+    output.cotangent = zeros(output.shape, output.dtype, output.device);
+  add_gradient(output.cotangent, std::move(gradient));
+  if (node.walk_) return;
+  walk.queue.push_back(edge.node);
+  std::push_heap(walk.queue.begin(), walk.queue.end(), later);
+  node.walk_ = &walk;
 }
 
-void Graph::finish_leaf(Node& node) {
-  Tensor leaf;
-  leaf.impl_ = node.leaf_.lock();
-  Tensor gradient = std::exchange(node.outputs_[0].cotangent, {});
-  if (!leaf.defined()) return;
-  for (const Tensor::Hook& hook : leaf.autograd().hooks)
-    if (const Tensor replaced = hook(gradient); replaced.defined()) gradient = replaced;
-  Tensor& grad = leaf.autograd().grad;
-  if (grad.defined()) {
-    if (!grad.exclusive()) grad = grad.clone();
-    backend(grad.device()).accumulate(grad.region(), gradient.region());
-  } else {
-    grad = gradient.exclusive() && gradient.is_contiguous() ? std::move(gradient) : gradient.clone();
+// In two rounds, so that a hook or an allocation that throws leaves every grad() as it was.
+void Graph::finish(Walk& walk) {
+  for (const auto& node : walk.leaves) {
+    Tensor leaf, gradient = std::exchange(node->outputs_[0].cotangent, {});
+    leaf.impl_ = node->leaf_.lock();
+    if (!leaf.defined()) continue;
+    if (!leaf.autograd().hooks.empty()) gradient = apply_hooks(leaf.autograd().hooks, std::move(gradient));
+    walk.finished.emplace_back(std::move(leaf), std::move(gradient));
   }
+  for (auto& [tensor, gradient] : walk.finished) {
+    Tensor& grad = tensor.autograd().grad;
+    Tensor& kept = grad.defined() ? grad : gradient;
+    if (!writable(kept)) kept = kept.clone();
+  }
+  for (auto& [tensor, gradient] : walk.finished) add_gradient(tensor.autograd().grad, std::move(gradient));
 }
 
 }  // namespace margay

@@ -78,9 +78,17 @@ class Node {
     Shape shape;
     DType dtype = DType::f32;
     Device device;
-    std::vector<Tensor::Hook> hooks;
-    Tensor cotangent;  // during a backward pass
+    std::vector<Tensor::Hook> hooks = {};
+    std::weak_ptr<Tensor::Impl> retained = {};  // a result that asked for its gradient
+    Tensor cotangent = {};                      // during a backward pass
   };
+  /// What is left of a node whose last owner has gone.
+  struct Remains {
+    std::vector<Edge> inputs;
+    Vjp vjp;
+    std::vector<Output> outputs;
+  };
+  static thread_local std::vector<Remains>* graveyard_;
 
   std::string_view op_;
   std::vector<Edge> inputs_;
@@ -89,7 +97,8 @@ class Node {
   std::vector<Output> outputs_;
   std::weak_ptr<Tensor::Impl> leaf_;  // the tensor that collects the gradient, if this node stands for a leaf
   uint64_t sequence_;
-  bool queued_ = false, released_ = false;
+  const void* walk_ = nullptr;  // the walk in whose queue it waits
+  bool released_ = false;
 };
 
 /// The recorded graph seen from a tensor.
@@ -105,10 +114,13 @@ class Graph {
   static void backward(const Tensor& root, const Tensor& seed, bool retain_graph);
 
  private:
+  struct Walk;
   static Node::Edge edge_of(const Tensor& tensor);
-  static void run(Node& node, bool retain_graph, std::vector<std::shared_ptr<Node>>& queue);
-  static void deliver(const Node::Edge& edge, Tensor gradient, std::vector<std::shared_ptr<Node>>& queue);
-  static void finish_leaf(Node& node);
+  static void walk_ops(Walk& walk);
+  static void run(Node& node, Walk& walk);
+  static Tensors take_cotangents(Node& node, Walk& walk);
+  static void deliver(const Node& from, const Node::Edge& edge, Tensor gradient, Walk& walk);
+  static void finish(Walk& walk);
 };
 
 /// Whether this thread records ops.

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "engine/autograd.h"

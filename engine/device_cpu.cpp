@@ -2,11 +2,12 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
 #include <cstring>
 #include <stdexcept>
 
+#include "engine/convert.h"
 #include "engine/device.h"
+#include "engine/reduce_cpu.h"
 #include "engine/strided.h"
 
 namespace margay {
@@ -47,88 +48,42 @@ void for_dtype(DType dtype, Types<Ts...>, const Function& function) {
   if (!(... || call_if<Ts>(dtype, function))) throw std::logic_error("no kernel for " + std::string(name_of(dtype)));
 }
 
-template <class To, class From>
-To convert(From value) {
-  if constexpr (std::is_same_v<To, From>)
-    return value;
-  else if constexpr (std::is_same_v<From, bf16>)
-    return convert<To>(static_cast<float>(value));
-  else if constexpr (std::is_same_v<To, bf16>)
-    return bf16(static_cast<float>(value));
-  else if constexpr (std::is_same_v<To, bool>)
-    return value != From(0);
-  else
-    return static_cast<To>(value);
-}
-
 Cpu cpu() { return Cpu{num_threads()}; }
 
+// Rows of the usual strides get loops of their own, which the compiler turns into vector code.
 template <class To, class From>
-void copy_elements(const Region& to, const Region& from) {
+void convert_row(To* to, int64_t to_stride, const From* from, int64_t from_stride, int64_t n) {
+  if (std::is_same_v<To, From> && to_stride == 1 && from_stride == 1) {
+    std::memcpy(static_cast<void*>(to), from, static_cast<size_t>(n) * sizeof(To));
+  } else if (to_stride == 1 && from_stride == 1) {
+    for (int64_t i = 0; i < n; ++i) to[i] = convert<To>(from[i]);
+  } else if (to_stride == 1 && from_stride == 0) {
+    std::fill_n(to, n, convert<To>(*from));
+  } else {
+    for (int64_t i = 0; i < n; ++i) to[i * to_stride] = convert<To>(from[i * from_stride]);
+  }
+}
+
+template <class T>
+void add_row(T* to, int64_t to_stride, const T* from, int64_t from_stride, int64_t n) {
+  const auto sum = [](T a, T b) { return T(acc_t<T>(a) + acc_t<T>(b)); };
+  if (to_stride == 1 && from_stride == 1) {
+    for (int64_t i = 0; i < n; ++i) to[i] = sum(to[i], from[i]);
+  } else if (to_stride == 1 && from_stride == 0) {
+    const T value = *from;
+    for (int64_t i = 0; i < n; ++i) to[i] = sum(to[i], value);
+  } else {
+    for (int64_t i = 0; i < n; ++i) to[i * to_stride] = sum(to[i * to_stride], from[i * from_stride]);
+  }
+}
+
+template <class To, class From, class Row>
+void for_rows(const Region& to, const Region& from, const Row& row) {
   const StridedLoop<2> loop(to.shape, {to.strides, from.strides});
   To* const y = static_cast<To*>(to.data);
   const From* const x = static_cast<const From*>(from.data);
   const int64_t sy = loop.row_stride(0), sx = loop.row_stride(1);
-  loop.run(cpu(), [&](const Offsets<2>& at, int64_t n) {
-    To* const row = y + at[0];
-    const From* const source = x + at[1];
-    if (std::is_same_v<To, From> && sy == 1 && sx == 1) {
-      std::memcpy(static_cast<void*>(row), source, static_cast<size_t>(n) * sizeof(To));
-    } else {
-      for (int64_t i = 0; i < n; ++i) row[i * sy] = convert<To>(source[i * sx]);
-    }
-  });
-}
-
-template <class T>
-void add_elements(const Region& to, const Region& from) {
-  const StridedLoop<2> loop(to.shape, {to.strides, from.strides});
-  T* const y = static_cast<T*>(to.data);
-  const T* const x = static_cast<const T*>(from.data);
-  const int64_t sy = loop.row_stride(0), sx = loop.row_stride(1);
-  loop.run(cpu(), [&](const Offsets<2>& at, int64_t n) {
-    T* const row = y + at[0];
-    const T* const source = x + at[1];
-    if (sy == 1 && sx == 1) {
-      for (int64_t i = 0; i < n; ++i) row[i] = T(acc_t<T>(row[i]) + acc_t<T>(source[i]));
-    } else {
-      for (int64_t i = 0; i < n; ++i) row[i * sy] = T(acc_t<T>(row[i * sy]) + acc_t<T>(source[i * sx]));
-    }
-  });
-}
-
-// Sums `from` over the axes along which `to` is broadcast: for each element of `to`, over its own sub-loop.
-template <class T>
-void add_reduced(const Region& to, const Region& from) {
-  const Shape spread = broadcast_strides(to.shape, to.strides, from.shape);
-  Shape kept, kept_to, kept_from, summed, summed_from;
-  for (int i = 0; i < from.shape.ndim(); ++i) {
-    const bool reduced = spread[i] == 0 && from.shape[i] != 1;
-    (reduced ? summed : kept).push_back(from.shape[i]);
-    (reduced ? summed_from : kept_from).push_back(from.strides[i]);
-    if (!reduced) kept_to.push_back(spread[i]);
-  }
-  const StridedLoop<2> outer(kept, {kept_to, kept_from});
-  const StridedLoop<1> inner(summed, {summed_from});
-  T* const y = static_cast<T*>(to.data);
-  const T* const x = static_cast<const T*>(from.data);
-  const int64_t sy = outer.row_stride(0), sx = outer.row_stride(1), si = inner.row_stride(0);
-  constexpr int64_t width = 64;  // neighbouring results are summed side by side, so that columns are read in rows
-  const auto sum_into = [&](T* out, const T* source, int64_t count) {
-    acc_t<T> sums[width] = {};
-    for (int64_t row = 0; row < inner.rows(); ++row) {
-      const T* const start = source + inner.row_offsets(row)[0];
-      for (int64_t k = 0; k < inner.row_length(); ++k)
-        for (int64_t i = 0; i < count; ++i) sums[i] += acc_t<T>(start[k * si + i * sx]);
-    }
-    for (int64_t i = 0; i < count; ++i) out[i * sy] = T(acc_t<T>(out[i * sy]) + sums[i]);
-  };
-  const int64_t pieces_per_row = (outer.row_length() + width - 1) / width;
-  parallel_for(cpu(), outer.rows() * pieces_per_row, [&](int64_t piece) {
-    const Offsets<2> at = outer.row_offsets(piece / pieces_per_row);
-    const int64_t first = piece % pieces_per_row * width;
-    sum_into(y + at[0] + first * sy, x + at[1] + first * sx, std::min(width, outer.row_length() - first));
-  });
+  loop.run(cpu(), [&](const Offsets<2>& at, int64_t n) { row(y + at[0], sy, x + at[1], sx, n); });
 }
 
 class CpuBackend : public DeviceBackend {
@@ -153,16 +108,16 @@ class CpuBackend : public DeviceBackend {
 
   void copy(const Region& to, const Region& from) override {
     for_dtype(to.dtype, AllTypes{}, [&]<class To>() {
-      for_dtype(from.dtype, AllTypes{}, [&]<class From>() { copy_elements<To, From>(to, from); });
+      for_dtype(from.dtype, AllTypes{}, [&]<class From>() { for_rows<To, From>(to, from, convert_row<To, From>); });
     });
   }
 
   void accumulate(const Region& to, const Region& from) override {
     for_dtype(to.dtype, FloatTypes{}, [&]<class T>() {
       if (to.shape == from.shape) {
-        add_elements<T>(to, from);
+        for_rows<T, T>(to, from, add_row<T>);
       } else {
-        add_reduced<T>(to, from);
+        Reduction<T>(to, from).run(cpu(), allocator_);
       }
     });
   }
@@ -174,8 +129,12 @@ class CpuBackend : public DeviceBackend {
       const int64_t stride = loop.row_stride(0);
       loop.run(cpu(), [&](const Offsets<1>& at, int64_t n) {
         const T* const row = static_cast<const T*>(region.data) + at[0];
-        for (int64_t i = 0; i < n; ++i)
-          if (!std::isfinite(static_cast<acc_t<T>>(row[i * stride]))) finite.store(false, std::memory_order_relaxed);
+        int32_t wrong = 0;  // counted, not branched on: this becomes vector code
+        for (int64_t i = 0; i < n; ++i) {
+          const auto value = static_cast<acc_t<T>>(row[i * stride]);
+          wrong |= static_cast<int32_t>(!(value - value == 0));  // NaN for NaN and infinity
+        }
+        if (wrong != 0) finite.store(false, std::memory_order_relaxed);
       });
     });
     return finite;

@@ -11,7 +11,6 @@ namespace margay {
 namespace {
 
 constexpr size_t kLongestCompared = 64;  // bounds the work that a hostile name can cause
-constexpr size_t kLongestShown = 80;
 
 /// Optimal string alignment distance: three rows of the dynamic programme are enough.
 size_t edit_distance(std::string_view a, std::string_view b) {
@@ -46,9 +45,9 @@ std::string_view nearest_name(std::string_view wanted, std::span<const std::stri
   return nearest;
 }
 
-std::string quoted(std::string_view text) {
+std::string quoted(std::string_view text, size_t longest) {
   std::string shown = "\"";
-  for (const char c : text.substr(0, kLongestShown)) {
+  for (const char c : text.substr(0, longest)) {
     const auto byte = static_cast<unsigned char>(c);
     if (byte < 0x20 || byte == 0x7f) {
       shown += fmt::format("\\x{:02x}", byte);
@@ -57,7 +56,7 @@ std::string quoted(std::string_view text) {
       shown += c;
     }
   }
-  return shown + (text.size() > kLongestShown ? "...\"" : "\"");
+  return shown + (text.size() > longest ? "...\"" : "\"");
 }
 
 }  // namespace margay

@@ -51,4 +51,16 @@ void Op::check_anomaly(std::span<const Tensor> outputs) const {
       throw DivergedError(fmt::format("{}: result {} holds NaN or infinity", name_, describe(output)));
 }
 
+// Results are allocated before a kernel is launched, and so outside of its OpScope. A result that is a view of an input
+// stays booked under the op that made the memory.
+void Op::book(std::span<const Tensor> outputs, std::span<const Tensor> inputs) const {
+  for (const Tensor& output : outputs) {
+    if (!output.defined()) continue;
+    const bool view = std::any_of(inputs.begin(), inputs.end(), [&](const Tensor& input) {
+      return input.defined() && input.storage() == output.storage();
+    });
+    if (!view) output.storage()->book_under(name_);
+  }
+}
+
 }  // namespace margay

@@ -129,10 +129,12 @@ class Op {
   [[noreturn]] void fail(const char* arg, const std::string& wanted, const std::string& got) const;
   void finish(std::span<const Tensor> outputs, std::span<const Tensor> inputs, Vjp vjp) const;
   void check_anomaly(std::span<const Tensor> outputs) const;
+  void book(std::span<const Tensor> outputs, std::span<const Tensor> inputs) const;
 
   template <class VjpFunction>
   void record_outputs(std::span<const Tensor> outputs, std::span<const Tensor> inputs, VjpFunction&& vjp,
                       CotangentLayout layout) const {
+    book(outputs, inputs);
     if (AnomalyMode::enabled()) check_anomaly(outputs);
     if (!Graph::recording(inputs)) return;
     if constexpr (std::is_invocable_v<VjpFunction, const Tensor&>) {

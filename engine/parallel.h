@@ -19,7 +19,7 @@ void set_num_threads(int threads);
 /// piece writes its own memory, and sums over pieces are made afterwards in the order of the pieces.
 /// `body` must not throw. Calls inside a piece run serially.
 template <class Body>
-void parallel_for(Cpu cpu, int64_t pieces, const Body& body) {
+void parallel_for([[maybe_unused]] Cpu cpu, int64_t pieces, const Body& body) {
 #ifdef _OPENMP
   const int threads = static_cast<int>(std::min<int64_t>(cpu.threads, pieces));
   if (threads > 1 && !omp_in_parallel()) {

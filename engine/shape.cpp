@@ -22,8 +22,12 @@ bool Shape::operator==(const Shape& other) const { return std::equal(begin(), en
 
 int64_t Shape::numel() const {
   int64_t count = 1;
-  for (const int64_t size : *this) count = checked_multiply(count, size);
-  return count;
+  bool empty = false;
+  for (const int64_t size : *this) {
+    empty |= size == 0;
+    if (size != 0) count = checked_multiply(count, size);
+  }
+  return empty ? 0 : count;
 }
 
 void Shape::push_back(int64_t size) {
@@ -51,7 +55,7 @@ Shape contiguous_strides(const Shape& shape) {
   int64_t stride = 1;
   for (int i = shape.ndim() - 1; i >= 0; --i) {
     strides[i] = stride;
-    stride *= std::max<int64_t>(shape[i], 1);
+    stride = checked_multiply(stride, std::max<int64_t>(shape[i], 1));
   }
   return strides;
 }

@@ -27,7 +27,8 @@ class Shape {
   const int64_t* end() const { return sizes_.data() + ndim_; }
   bool operator==(const Shape& other) const;
 
-  /// Product of the sizes (1 for no axes). Throws std::overflow_error if it does not fit.
+  /// Product of the sizes (1 for no axes). Throws std::overflow_error if the product of those that are not 0 does not
+  /// fit: strides would wrap even where there are no elements.
   int64_t numel() const;
   /// Appends an axis at the end. Throws std::length_error beyond kMaxDims.
   void push_back(int64_t size);
@@ -41,7 +42,7 @@ class Shape {
 
 /// "[2,3,8]".
 std::string to_string(const Shape& shape);
-/// Row-major strides, in elements.
+/// Row-major strides, in elements. Throws std::overflow_error as Shape::numel() does.
 Shape contiguous_strides(const Shape& shape);
 /// The NumPy broadcast of two shapes; false where they do not fit together.
 bool broadcast(const Shape& a, const Shape& b, Shape& out);

@@ -1,7 +1,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
-#include <memory>
+#include <string_view>
 
 #include "engine/device.h"
 
@@ -10,23 +10,30 @@ namespace margay {
 /// A block of device memory, shared by all views on it.
 class Storage {
  public:
+  /// Throws DeviceError where there is no such device, ResourceError where its memory has run out.
   Storage(size_t bytes, Device device)
-      : bytes_(bytes), device_(device), data_(backend(device).allocator().allocate(bytes)) {}
-  ~Storage() { backend(device_).allocator().free(data_); }
+      : bytes_(bytes),
+        device_(device),
+        allocator_(backend(device).allocator()),
+        allocation_(allocator_.allocate(bytes)) {}
+  ~Storage() { allocator_.free(allocation_); }
   Storage(const Storage&) = delete;
   Storage& operator=(const Storage&) = delete;
 
-  void* data() const { return data_; }
+  void* data() const { return allocation_.data; }
   size_t bytes() const { return bytes_; }
   Device device() const { return device_; }
   /// Counts in-place changes, so that a saved tensor that was changed is found out.
   uint64_t version() const { return version_; }
   void bump_version() { ++version_; }
+  /// Counts the memory under another op than the one that was running when it was allocated.
+  void book_under(std::string_view op) { allocator_.book(allocation_, op); }
 
  private:
   size_t bytes_;
   Device device_;
-  void* data_;
+  CachingAllocator& allocator_;
+  CachingAllocator::Allocation allocation_;
   uint64_t version_ = 0;
 };
 

@@ -33,14 +33,15 @@ class StridedLoop {
   int64_t row_stride(int operand) const { return strides_[static_cast<size_t>(operand)][shape_.ndim() - 1]; }
   /// Where row `row` starts in each operand.
   Offsets<N> row_offsets(int64_t row) const {
+    const std::array<int64_t, kMaxDims> index = row_index(row);
     Offsets<N> offsets{};
-    for (int axis = shape_.ndim() - 2; axis >= 0; --axis) {
-      const int64_t index = row % shape_[axis];
-      row /= shape_[axis];
-      for (size_t i = 0; i < N; ++i) offsets[i] += index * strides_[i][axis];
-    }
+    for (int axis = 0; axis < shape_.ndim() - 1; ++axis)
+      for (size_t i = 0; i < N; ++i) offsets[i] += index[static_cast<size_t>(axis)] * strides_[i][axis];
     return offsets;
   }
+  /// The loop nest itself: sizes of the merged axes, and an operand's strides along them.
+  const Shape& shape() const { return shape_; }
+  const Shape& strides(int operand) const { return strides_[static_cast<size_t>(operand)]; }
 
   /// Calls body(offsets, count) for stretches that together cover every element; the operands advance by row_stride
   /// inside a stretch. Stretches are cut by shape only and run in parallel.
@@ -57,12 +58,33 @@ class StridedLoop {
     } else {
       const int64_t rows_per_piece = std::max<int64_t>(1, grain / row_length());
       parallel_ranges(cpu, rows_, rows_per_piece, [&](int64_t begin, int64_t end) {
-        for (int64_t row = begin; row < end; ++row) body(row_offsets(row), row_length());
+        std::array<int64_t, kMaxDims> index = row_index(begin);
+        Offsets<N> offsets = row_offsets(begin);
+        for (int64_t row = begin; row < end; ++row, next_row(index, offsets)) body(offsets, row_length());
       });
     }
   }
 
  private:
+  std::array<int64_t, kMaxDims> row_index(int64_t row) const {
+    std::array<int64_t, kMaxDims> index{};
+    for (int axis = shape_.ndim() - 2; axis >= 0; --axis) {
+      index[static_cast<size_t>(axis)] = row % shape_[axis];
+      row /= shape_[axis];
+    }
+    return index;
+  }
+  // Counts up like an odometer: divisions for every row would cost more than short rows do.
+  void next_row(std::array<int64_t, kMaxDims>& index, Offsets<N>& offsets) const {
+    for (int axis = shape_.ndim() - 2; axis >= 0; --axis) {
+      int64_t& digit = index[static_cast<size_t>(axis)];
+      const bool carry = ++digit == shape_[axis];
+      const int64_t steps = carry ? 1 - digit : 1;
+      for (size_t i = 0; i < N; ++i) offsets[i] += steps * strides_[i][axis];
+      if (!carry) return;
+      digit = 0;
+    }
+  }
   void append(const Shape& shape, const std::array<Shape, N>& strides, int axis) {
     const int64_t size = shape[axis];
     if (size == 1) return;

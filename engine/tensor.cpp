@@ -12,37 +12,44 @@ namespace margay {
 namespace {
 
 bool row_major(const Shape& shape, const Shape& strides) {
+  if (shape.numel() == 0) return true;
   int64_t expected = 1;
   for (int i = shape.ndim() - 1; i >= 0; --i) {
-    if (shape[i] == 0) return true;
     if (shape[i] != 1 && strides[i] != expected) return false;
     expected *= shape[i];
   }
   return true;
 }
 
-// One past the last element that a view touches, in elements.
-int64_t extent(const Shape& shape, const Shape& strides) {
-  int64_t last = 0;
+// Whether all elements of a view lie inside `bytes` bytes. Strides may be negative.
+bool fits(const Shape& shape, const Shape& strides, int64_t offset, DType dtype, size_t bytes) {
+  if (offset < 0 || shape.ndim() != strides.ndim()) return false;
+  for (const int64_t size : shape)
+    if (size < 0) return false;
+  if (shape.numel() == 0) return true;
+  int64_t first = offset, last = offset;
   for (int i = 0; i < shape.ndim(); ++i) {
-    if (shape[i] == 0) return 0;
-    last += checked_multiply(shape[i] - 1, strides[i]);
+    const int64_t reach = checked_multiply(shape[i] - 1, strides[i]);
+    if (__builtin_add_overflow(reach < 0 ? first : last, reach, reach < 0 ? &first : &last)) return false;
   }
-  return last + 1;
+  return first >= 0 && last < static_cast<int64_t>(bytes / size_of(dtype));
 }
 
-size_t bytes_of(const Shape& shape, DType dtype) {
+int64_t bytes_of(const Shape& shape, DType dtype) {
   for (const int64_t size : shape)
     if (size < 0) throw OpError("empty", "shape", "without negative sizes", to_string(shape));
-  return static_cast<size_t>(checked_multiply(shape.numel(), static_cast<int64_t>(size_of(dtype))));
+  try {
+    return checked_multiply(shape.numel(), static_cast<int64_t>(size_of(dtype)));
+  } catch (const std::overflow_error&) {
+    throw OpError("empty", "shape", "of fewer than 2^63 bytes", to_string(shape));
+  }
 }
 
 }  // namespace
 
 Tensor::Tensor(std::shared_ptr<Storage> storage, DType dtype, const Shape& shape, const Shape& strides, int64_t offset)
     : impl_(std::make_shared<Impl>()) {
-  const int64_t end = checked_multiply(offset + extent(shape, strides), static_cast<int64_t>(size_of(dtype)));
-  if (offset < 0 || (shape.numel() > 0 && end > static_cast<int64_t>(storage->bytes())))
+  if (!fits(shape, strides, offset, dtype, storage->bytes()))
     throw std::out_of_range(fmt::format("view {} at {} reaches beyond its storage of {} bytes", to_string(shape),
                                         offset, storage->bytes()));
   impl_->storage = std::move(storage);
@@ -147,7 +154,7 @@ void Tensor::copy_from(const Tensor& source) const {
   if (source.device() == device()) return backend(device()).copy(region(), source.region());
   // Across devices: as one contiguous block of this tensor's dtype, over the host.
   const Tensor packed = source.to(dtype()).contiguous();
-  const size_t bytes = bytes_of(shape(), dtype());
+  const auto bytes = static_cast<size_t>(bytes_of(shape(), dtype()));
   const Tensor staged = is_contiguous() ? *this : empty(shape(), dtype(), device());
   if (source.device().type == DeviceType::cpu) {
     backend(device()).copy_from_host(staged.region().data, packed.region().data, bytes);
@@ -175,20 +182,14 @@ Tensor& Tensor::set_requires_grad(bool value) {
 Tensor Tensor::grad() const { return impl().autograd ? impl_->autograd->grad : Tensor(); }
 
 void Tensor::set_grad(const Tensor& gradient) {
-  if (gradient.defined() && (gradient.shape() != shape() || gradient.dtype() != dtype()))
+  if (gradient.defined() &&
+      (gradient.shape() != shape() || gradient.dtype() != dtype() || gradient.device() != device()))
     throw OpError("set_grad", "gradient", describe(*this), describe(gradient));
-  autograd().grad = gradient;
+  if (gradient.defined() || impl().autograd) autograd().grad = gradient;
 }
 
 void Tensor::retain_grad() {
-  if (is_leaf()) return;
-  const std::weak_ptr<Impl> self = impl_;
-  register_hook([self](const Tensor& gradient) {
-    Tensor tensor;
-    tensor.impl_ = self.lock();
-    if (tensor.defined()) tensor.autograd().grad = gradient;
-    return Tensor();
-  });
+  if (!is_leaf()) impl_->autograd->node->outputs_[static_cast<size_t>(impl_->autograd->output)].retained = impl_;
 }
 
 void Tensor::register_hook(Hook hook) {
@@ -213,7 +214,8 @@ std::string describe(const Tensor& tensor) {
 }
 
 Tensor empty(const Shape& shape, DType dtype, Device device) {
-  return Tensor(std::make_shared<Storage>(bytes_of(shape, dtype), device), dtype, shape, contiguous_strides(shape), 0);
+  const auto bytes = static_cast<size_t>(bytes_of(shape, dtype));
+  return Tensor(std::make_shared<Storage>(bytes, device), dtype, shape, contiguous_strides(shape), 0);
 }
 
 Tensor full(const Shape& shape, double value, DType dtype, Device device) {

@@ -25,13 +25,14 @@ struct Strided {
 /// Copies share everything; views share the storage.
 class Tensor {
  public:
-  /// Called with the gradient of a tensor once it is complete; may return a replacement or an undefined tensor.
+  /// Called with the gradient of a tensor once it is complete; may return a replacement of the same shape, dtype and
+  /// device, or an undefined tensor. Runs without recording.
   using Hook = std::function<Tensor(const Tensor& gradient)>;
 
   /// An undefined tensor: stands for "none".
   Tensor() = default;
-  /// A view of existing storage. `offset` and strides count elements. Throws std::out_of_range if it would reach
-  /// beyond the storage.
+  /// A view of existing storage. `offset` and strides count elements; strides may be negative. Throws
+  /// std::out_of_range if it would reach beyond the storage.
   Tensor(std::shared_ptr<Storage> storage, DType dtype, const Shape& shape, const Shape& strides, int64_t offset);
 
   bool defined() const { return impl_ != nullptr; }
@@ -89,13 +90,14 @@ class Tensor {
   void zero_grad() {
     if (defined()) set_grad({});
   }
-  /// Keeps the gradient of a tensor that is not a leaf.
+  /// Lets a tensor that is not a leaf gather its gradient in grad() as well, after its hooks.
   void retain_grad();
   void register_hook(Hook hook);
   /// The same values without history.
   Tensor detach() const;
   /// Gradients of this tensor (one element, or with the cotangent `seed` of its shape) with respect to all leaves are
-  /// added to their grad(). The graph is freed on the way unless `retain_graph`.
+  /// added to their grad(). The graph is freed on the way unless `retain_graph`. If an op or a hook throws, no grad()
+  /// has changed; the ops that were walked until then are freed all the same unless `retain_graph`.
   void backward(const Tensor& seed = {}, bool retain_graph = false) const;
 
   /// True if both are handles to the same tensor.
@@ -119,6 +121,7 @@ class Tensor {
 /// "f32[2,3,8]", with "@cuda:0" appended for tensors that are not on the CPU; "none" if undefined.
 std::string describe(const Tensor& tensor);
 
+/// Uninitialised. Throws OpError for a negative size or one beyond 64 bits, ResourceError where memory has run out.
 Tensor empty(const Shape& shape, DType dtype = DType::f32, Device device = {});
 Tensor zeros(const Shape& shape, DType dtype = DType::f32, Device device = {});
 Tensor ones(const Shape& shape, DType dtype = DType::f32, Device device = {});

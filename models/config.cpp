@@ -1,11 +1,13 @@
 #include "models/config.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 
 #include "engine/error.h"
 #include "engine/names.h"
+#include "models/mixer.h"
 
 namespace margay {
 namespace {
@@ -96,6 +98,13 @@ void validate(const ModelConfig& config) {
   const auto& kernels = config.base_conv.kernel_size;
   require(std::find(kernels.begin(), kernels.end(), 0) == kernels.end(),
           "model.base_conv.kernel_size must hold lengths of at least 1, or -1 for an implicit filter, got 0");
+  const std::vector<std::string> mixers = mixer_names();
+  for (const std::string& mixer : config.mixer) {
+    if (std::find(mixers.begin(), mixers.end(), mixer) != mixers.end()) continue;
+    const std::vector<std::string_view> names(mixers.begin(), mixers.end());
+    throw ConfigError(fmt::format("model.mixer must be one of \"{}\", got {}; the nearest is \"{}\"",
+                                  fmt::join(names, "\", \""), quoted(mixer), nearest_name(mixer, names)));
+  }
   if (config.backbone == "gpt_neox") {
     for (const std::string& mixer : config.mixer) {
       require(mixer == "attention" || mixer == "cat",

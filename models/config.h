@@ -115,8 +115,8 @@ struct ModelConfig {
 /// All keys of [model], tables in the order of their fields; valid while `config` lives.
 std::vector<ConfigKey> keys_of(ModelConfig& config);
 
-/// Throws ConfigError unless every key is in its range and the sizes fit each other. What one mixer alone needs
-/// (its name, the divisors of its state) is checked where that mixer is made.
+/// Throws ConfigError unless every key is in its range, the mixers are known and the sizes fit each other. What one
+/// mixer alone needs (such as the divisors of its state) is checked where that mixer is made.
 void validate(const ModelConfig& config);
 
 }  // namespace margay

@@ -27,6 +27,7 @@ std::string toml_real(double value) {
 
 std::string toml_list(const auto& values, const auto& format) {
   std::vector<std::string> texts;
+  texts.reserve(values.size());
   for (const auto& value : values) texts.push_back(format(value));
   return fmt::format("[{}]", fmt::join(texts, ", "));
 }

@@ -9,7 +9,8 @@ namespace margay {
 // Views of any dtype: no element is copied but by a reshape that has to. The gradient of a view is the inverse view.
 // Negative axes count from the end. All throw OpError for an undefined x or an axis that x does not have.
 
-/// The elements of x in row-major order under another shape; one size may be -1 and follows from the others.
+/// The elements of x in row-major order under another shape; one size may be -1 and follows from the others
+/// (none of which may be 0 then).
 /// A view where x's strides permit, else a contiguous copy. Throws OpError if the number of elements differs.
 Tensor reshape(const Tensor& x, const Shape& shape);
 

@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <toml++/toml.h>
 #include <algorithm>
 #include <cerrno>
 #include <fstream>
@@ -13,6 +12,13 @@
 
 #include "engine/error.h"
 #include "engine/names.h"
+#include "tasks/utf8.h"
+
+// Some malformed text, as "[[=", fails an assertion of toml++ 3.3 that nothing depends on: the parser goes on to report
+// it. Without NDEBUG the assertions are ours to define; with it some compilers would be told to assume that they hold.
+#undef NDEBUG
+#define TOML_ASSERT(condition) static_assert(true)
+#include <toml++/toml.h>
 
 namespace margay {
 namespace {
@@ -21,18 +27,61 @@ constexpr size_t kMostBytes = 64 * 1024;  // all keys together need about 2 kB
 /// toml++ makes a nested table of every dot of a dotted key, and destroys them recursively.
 constexpr std::ptrdiff_t kMostDots = 1000;
 
-/// Throws ConfigError if a text is not worth parsing.
-void check_size(std::string_view text, std::string_view source) {
+/// toml++ 3.3 reaches undefined behaviour where a character like U+00E9 stands outside a string. So it is given each
+/// byte beyond ASCII as one character of a private range, U+E080 ... U+E0FF, and `revealed` turns its texts back.
+std::string disguised(std::string_view text) {
+  std::string result;
+  for (const char c : text) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (byte < 0x80) {
+      result += c;
+    } else {
+      result += {'\xee', static_cast<char>(0x82 | (byte >> 6 & 1)), static_cast<char>(0x80 | (byte & 0x3f))};
+    }
+  }
+  return result;
+}
+
+std::string revealed(std::string_view text) {
+  std::string result;
+  for (size_t at = 0; at < text.size(); ++at) {
+    if (text.size() - at >= 3 && text[at] == '\xee' && (text[at + 1] & 0xfe) == 0x82) {
+      result += static_cast<char>(0x80 | (text[at + 1] & 1) << 6 | (text[at + 2] & 0x3f));
+      at += 2;
+    } else {
+      result += text[at];
+    }
+  }
+  return result;
+}
+
+/// Parses text, with everything that toml++ would take badly refused before. Throws ConfigError.
+toml::table parse_toml(std::string_view text, std::string_view source) {
   if (text.size() > kMostBytes) {
     throw ConfigError(fmt::format("{}: a configuration must be at most {} bytes, got more", source, kMostBytes));
   }
   if (std::count(text.begin(), text.end(), '.') > kMostDots) {
     throw ConfigError(fmt::format("{}: a configuration must have at most {} dots, got more", source, kMostDots));
   }
+  if (const std::string valid = valid_utf8(text); valid != text) {
+    const auto bad = std::mismatch(text.begin(), text.end(), valid.begin(), valid.end()).first;
+    throw ConfigError(
+        fmt::format("{}:{}: a configuration must be UTF-8 text", source, 1 + std::count(text.begin(), bad, '\n')));
+  }
+  constexpr std::string_view kByteOrderMark = "\xef\xbb\xbf";
+  if (text.starts_with(kByteOrderMark)) text.remove_prefix(kByteOrderMark.size());
+  try {
+    return toml::parse(disguised(text));
+  } catch (const toml::parse_error& error) {
+    std::string what = revealed(error.description());  // may repeat a piece of the text
+    std::replace_if(
+        what.begin(), what.end(), [](unsigned char c) { return c < 0x20 || c == 0x7f; }, ' ');
+    throw ConfigError(fmt::format("{}:{}: {}", source, error.source().begin.line, what));
+  }
 }
 
 std::string describe(const toml::node& node) {
-  if (const auto* text = node.as_string()) return "the string " + quoted(text->get());
+  if (const auto* text = node.as_string()) return "the string " + quoted(revealed(text->get()));
   if (const auto* integer = node.as_integer()) return fmt::format("the integer {}", integer->get());
   if (const auto* real = node.as_floating_point()) return fmt::format("the number {}", real->get());
   if (const auto* boolean = node.as_boolean()) return boolean->get() ? "true" : "false";
@@ -59,8 +108,8 @@ bool assign(const toml::node& node, double& field) {
 }
 
 bool assign(const toml::node& node, std::string& field) {
-  auto value = node.value_exact<std::string>();
-  if (value) field = std::move(*value);
+  const auto value = node.value_exact<std::string_view>();
+  if (value) field = revealed(*value);
   return value.has_value();
 }
 
@@ -103,7 +152,7 @@ class Reader {
   }
 
   void read(const toml::table& table, const std::string& prefix = "") const {
-    for (const auto& [name, node] : table) read(prefix + std::string(name.str()), node);
+    for (const auto& [name, node] : table) read(prefix + revealed(name.str()), node);
   }
 
   /// Reads one key, or a whole table, of a dotted name.
@@ -149,13 +198,13 @@ class Reader {
 };
 
 /// The value of an override, under the key "value": TOML if it parses as exactly one value, else a bare string.
-toml::table parse_value(std::string_view text) {
+toml::table parse_value(std::string_view text, std::string_view source) {
   try {
-    toml::table table = toml::parse(fmt::format("value = {}", text));
+    toml::table table = parse_toml(fmt::format("value = {}", text), source);
     if (table.size() == 1) return table;
-  } catch (const toml::parse_error&) {  // a bare string
+  } catch (const ConfigError&) {  // a bare string
   }
-  return toml::parse(fmt::format("value = {}", toml_string(text)));
+  return parse_toml(fmt::format("value = {}", toml_string(text)), source);
 }
 
 std::string_view trimmed(std::string_view text) {
@@ -166,14 +215,9 @@ std::string_view trimmed(std::string_view text) {
 }  // namespace
 
 Config parse_config(std::string_view text, std::string_view source) {
-  check_size(text, source);
   Config config;
   const auto place = [&](const toml::node& node) { return fmt::format("{}:{}: ", source, node.source().begin.line); };
-  try {
-    Reader(config, place).read(toml::parse(text));
-  } catch (const toml::parse_error& error) {
-    throw ConfigError(fmt::format("{}:{}: {}", source, error.source().begin.line, error.description()));
-  }
+  Reader(config, place).read(parse_toml(text, source));
   return config;
 }
 
@@ -197,29 +241,10 @@ void apply_override(Config& config, std::string_view assignment) {
     throw ConfigError(
         fmt::format("an override must be key=value, as in model.d_model=128, got {}", quoted(assignment)));
   }
-  const std::string_view value = trimmed(assignment.substr(equals + 1));
-  check_size(value, quoted(name));
+  const toml::table parsed = parse_value(trimmed(assignment.substr(equals + 1)), quoted(name));
   Config changed = config;
-  try {
-    Reader(changed, [](const toml::node&) { return std::string(); }).read(name, *parse_value(value).get("value"));
-  } catch (const toml::parse_error&) {
-    throw ConfigError(fmt::format("{} must be UTF-8 text, got {}", quoted(name), quoted(value)));
-  }
+  Reader(changed, [](const toml::node&) { return std::string(); }).read(name, *parsed.get("value"));
   config = std::move(changed);
-}
-
-std::string to_toml(const Config& config) {
-  Config copy = config;
-  std::string toml;
-  std::string_view table;
-  for (const ConfigKey& key : keys_of(copy)) {
-    if (table_of(key.name) != table) {
-      table = table_of(key.name);
-      toml += fmt::format("{}[{}]\n", toml.empty() ? "" : "\n", table);
-    }
-    toml += fmt::format("{} = {}\n", leaf_of(key.name), key.value());
-  }
-  return toml;
 }
 
 }  // namespace margay

@@ -76,6 +76,21 @@ std::vector<ConfigKey> keys_of(Config& config) {
   return keys;
 }
 
+std::string to_toml(const Config& config) {
+  Config copy = config;
+  std::string toml;
+  std::string_view table;
+  for (const ConfigKey& key : keys_of(copy)) {
+    const size_t dot = key.name.rfind('.');
+    if (key.name.substr(0, dot) != table) {
+      table = key.name.substr(0, dot);
+      toml += fmt::format("{}[{}]\n", toml.empty() ? "" : "\n", table);
+    }
+    toml += fmt::format("{} = {}\n", key.name.substr(dot + 1), key.value());
+  }
+  return toml;
+}
+
 void validate(const TaskConfig& config) {
   TaskConfig copy = config;
   check_keys(keys_of(copy));

@@ -1,15 +1,10 @@
-#include <fcntl.h>
 #include <fmt/format.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
-#include <cerrno>
-#include <system_error>
 
 #include "engine/error.h"
+#include "engine/mapped_file.h"
 #include "engine/names.h"
 #include "tasks/registry.h"
 #include "tasks/sampling.h"
@@ -19,37 +14,6 @@ namespace {
 
 constexpr std::array<std::string_view, 3> kSplitNames = {"training", "validation", "test"};
 
-/// A file's bytes, mapped read-only: only the pages that are looked at are read. The file must not shrink meanwhile.
-class MappedText {
- public:
-  explicit MappedText(const std::string& path) {
-    const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (file < 0) fail(path, "cannot be opened", errno);
-    struct stat info {};
-    const bool regular = ::fstat(file, &info) == 0 && S_ISREG(info.st_mode);
-    size_ = regular ? static_cast<size_t>(info.st_size) : 0;
-    if (size_ > 0) data_ = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file, 0);
-    const int error = errno;
-    ::close(file);
-    if (!regular) throw DataError(fmt::format("text file {} is not a regular file", quoted(path)));
-    if (size_ == 0) throw DataError(fmt::format("text file {} is empty", quoted(path)));
-    if (data_ == MAP_FAILED) fail(path, "cannot be mapped", error);
-  }
-  ~MappedText() { ::munmap(data_, size_); }
-  MappedText(const MappedText&) = delete;
-  MappedText& operator=(const MappedText&) = delete;
-
-  std::span<const uint8_t> bytes() const { return {static_cast<const uint8_t*>(data_), size_}; }
-
- private:
-  [[noreturn]] static void fail(const std::string& path, std::string_view what, int error) {
-    throw DataError(fmt::format("text file {} {}: {}", quoted(path), what, std::generic_category().message(error)));
-  }
-
-  void* data_ = nullptr;
-  size_t size_ = 0;
-};
-
 /// The first byte of a part that should start at `at`: just after the next line end, where one is near (within 1 % of
 /// the text), so that held-out text starts with a whole line.
 size_t next_line(std::span<const uint8_t> text, size_t at) {
@@ -58,8 +22,8 @@ size_t next_line(std::span<const uint8_t> text, size_t at) {
   return end == near.end() ? at : at + static_cast<size_t>(end - near.begin()) + 1;
 }
 
-/// Byte-level language modelling of one file. The first 90 % are for training, the next 5 % for validation, the last 5
-/// % for test, each border moved to the next line's start. A training example is a window at a random place. Held-out
+/// Byte-level language modelling of one file. Its first 90 % are for training, the next 5 % for validation, the rest
+/// for test, each border moved to the next line's start. A training example is a window at a random place. Held-out
 /// windows lie `stride` apart, the last one at the end of the part; a byte is scored only in the first window that
 /// predicts it, so together they score every byte of the part but the first once.
 class Text final : public Task {
@@ -67,8 +31,8 @@ class Text final : public Task {
   Text(const TaskConfig& config, const TaskShape& shape)
       : Task(config, shape), file_(config.path), streams_(config.name, config.seed) {
     const std::span<const uint8_t> text = file_.bytes();
-    const size_t validation = next_line(text, text.size() / 100 * 90 + text.size() % 100 * 90 / 100);
-    const size_t test = next_line(text, text.size() / 100 * 95 + text.size() % 100 * 95 / 100);
+    const size_t validation = next_line(text, text.size() * 90 / 100);
+    const size_t test = next_line(text, text.size() * 95 / 100);
     parts_ = {text.first(validation), text.subspan(validation, test - validation), text.subspan(test)};
     for (size_t split = 0; split < parts_.size(); ++split) {
       if (parts_[split].size() > static_cast<size_t>(config.seq_len)) continue;
@@ -112,7 +76,7 @@ class Text final : public Task {
     return config().stride == 0 ? seq_len : std::min(config().stride, seq_len);
   }
 
-  MappedText file_;
+  MappedFile file_;
   ExampleStreams streams_;
   std::array<std::span<const uint8_t>, 3> parts_;
 };

@@ -21,24 +21,28 @@ of_summary() {
 }
 
 percent() { awk -v share="$1" 'BEGIN { printf "%.1f %%", 100 * share }'; }
-rounded() { awk -v value="$1" 'BEGIN { printf "%.2f", value }'; }
+
+# result PRESET LABEL VALUE: one line of the closing table.
+result() {
+  printf '    %-10s %-18s %6d steps, %6.1f s\n' "$2" "$3" "$(of_summary "$1" steps)" "$(of_summary "$1" seconds)"
+}
 
 show_results() {
   local cat_accuracy attention_accuracy
   cat_accuracy=$(of_summary mqar-64-cat accuracy)
   attention_accuracy=$(of_summary mqar-64-attention accuracy)
   say 'Results'
+  printf '  Multi-query associative recall, 64 tokens, one layer: test accuracy\n'
+  result mqar-64-cat CAT "$(percent "$cat_accuracy")"
+  result mqar-64-attention attention "$(percent "$attention_accuracy")"
+  printf '  Bytes of the King James text: loss\n'
+  result lm-kjv-cat CAT "$(printf '%.3f nats a byte' "$(of_summary lm-kjv-cat loss)")"
   cat <<END
-  Associative recall, 64 tokens, one layer, test accuracy
-    CAT        $(percent "$cat_accuracy") after $(of_summary mqar-64-cat steps) steps, $(rounded "$(of_summary mqar-64-cat seconds)") s
-    attention  $(percent "$attention_accuracy") after $(of_summary mqar-64-attention steps) steps, $(rounded "$(of_summary mqar-64-attention seconds)") s
-  Byte language model on the King James text
-    CAT        $(rounded "$(of_summary lm-kjv-cat loss)") nats a byte after $(of_summary lm-kjv-cat steps) steps, $(rounded "$(of_summary lm-kjv-cat seconds)") s
 
   Curves of both recall runs   runs/quickstart.svg
   Report of each run           runs/*/report.svg
   More text                    $MARGAY sample runs/lm-kjv-cat/checkpoint --prompt 'And it came to pass'
-  Train again from scratch     rm -r runs/mqar-64-cat, then this script
+  Train again from scratch     delete its folder in runs/, then run this script again
 END
   awk -v got="$cat_accuracy" -v goal="$RECALL_GOAL" 'BEGIN { exit !(got >= goal) }' ||
     die "CAT reached $(percent "$cat_accuracy") instead of $(percent "$RECALL_GOAL") on mqar-64-cat"

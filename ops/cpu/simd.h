@@ -4,6 +4,10 @@
 #include <cstring>
 #include <limits>
 #include <type_traits>
+#include <utility>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 
 // Portable vectors for CPU kernels: 64 bytes wide everywhere; the compiler splits them where registers are narrower, so
 // results do not depend on the register width of the build.
@@ -35,6 +39,34 @@ struct Mask {
   friend Mask operator!(Mask a) { return {~a.v}; }
 };
 
+// The first n < lanes elements at p, and `rest` in the other lanes; and the way back.
+template <class T>
+typename NativeVector<T>::Lanes load_partial(const T* p, int64_t n, typename NativeVector<T>::Lanes rest) {
+  std::memcpy(&rest, p, static_cast<size_t>(n) * sizeof(T));
+  return rest;
+}
+template <class T>
+void store_partial(T* p, int64_t n, typename NativeVector<T>::Lanes v) {
+  std::memcpy(p, &v, static_cast<size_t>(n) * sizeof(T));
+}
+#ifdef __AVX512F__
+// GCC warns about the unmasked forms of some intrinsics; all-ones masks leave the same instructions.
+inline constexpr __mmask16 kAllLanes = 0xffff;
+
+inline NativeVector<float>::Lanes load_partial(const float* p, int64_t n, NativeVector<float>::Lanes rest) {
+  return _mm512_mask_loadu_ps(rest, static_cast<__mmask16>((1u << n) - 1), p);
+}
+inline NativeVector<double>::Lanes load_partial(const double* p, int64_t n, NativeVector<double>::Lanes rest) {
+  return _mm512_mask_loadu_pd(rest, static_cast<__mmask8>((1u << n) - 1), p);
+}
+inline void store_partial(float* p, int64_t n, NativeVector<float>::Lanes v) {
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), v);
+}
+inline void store_partial(double* p, int64_t n, NativeVector<double>::Lanes v) {
+  _mm512_mask_storeu_pd(p, static_cast<__mmask8>((1u << n) - 1), v);
+}
+#endif
+
 /// kVectorBytes / sizeof(T) lanes of T with arithmetic, comparison and the mathematical functions kernels need.
 template <class T>
 struct Vec {
@@ -44,7 +76,7 @@ struct Vec {
 
   Vec() = default;
   Vec(Native native) : v(native) {}        // NOLINT: a vector is a vector
-  Vec(T scalar) : v(Native{} + scalar) {}  // NOLINT: broadcasts
+  Vec(T scalar) : v(scalar - Native{}) {}  // NOLINT: broadcasts; x - 0 is x for -0 too, so no instruction is left
   /// 0, 1, 2, ...
   static Vec iota() {
     Vec result;
@@ -58,14 +90,17 @@ struct Vec {
   }
   /// The first n lanes from memory, `rest` in the others.
   static Vec load(const T* p, int64_t n, T rest = T(0)) {
-    if (n >= size) return load(p);
-    Vec result(rest);
-    std::memcpy(&result.v, p, static_cast<size_t>(n) * sizeof(T));
-    return result;
+    return n >= size ? load(p) : Vec(load_partial(p, n, Vec(rest).v));
   }
   void store(T* p) const { std::memcpy(p, &v, sizeof(v)); }
   /// The first n lanes.
-  void store(T* p, int64_t n) const { std::memcpy(p, &v, n >= size ? sizeof(v) : static_cast<size_t>(n) * sizeof(T)); }
+  void store(T* p, int64_t n) const {
+    if (n >= size) {
+      store(p);
+    } else {
+      store_partial(p, n, v);
+    }
+  }
 
   friend Vec operator+(Vec a, Vec b) { return {a.v + b.v}; }
   friend Vec operator-(Vec a, Vec b) { return {a.v - b.v}; }
@@ -103,18 +138,30 @@ Vec<T> abs(Vec<T> a) {
   return max(a, -a);
 }
 
+// Folds the upper half of the lanes onto the lower one until a single lane is left.
+template <class Lanes, class Function, int... I>
+auto fold_lanes(Lanes v, const Function& function, std::integer_sequence<int, I...>) {
+  constexpr int half = sizeof...(I);
+  if constexpr (half == 1) {
+    return function(v[0], v[1]);
+  } else {
+    return fold_lanes(function(__builtin_shufflevector(v, v, I...), __builtin_shufflevector(v, v, (I + half)...)),
+                      function, std::make_integer_sequence<int, half / 2>());
+  }
+}
+template <class T, class Function>
+T fold_lanes(Vec<T> a, const Function& function) {
+  return fold_lanes(a.v, function, std::make_integer_sequence<int, Vec<T>::size / 2>());
+}
+
 /// Sum of the lanes, in a fixed order (halves are folded).
 template <class T>
 T reduce_add(Vec<T> a) {
-  for (int width = Vec<T>::size / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) a.v[i] += a.v[i + width];
-  return a.v[0];
+  return fold_lanes(a, [](auto x, auto y) { return x + y; });
 }
 template <class T>
 T reduce_max(Vec<T> a) {
-  for (int width = Vec<T>::size / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) a.v[i] = a.v[i] > a.v[i + width] ? a.v[i] : a.v[i + width];
-  return a.v[0];
+  return fold_lanes(a, [](auto x, auto y) { return x > y ? x : y; });
 }
 
 /// Applies a scalar function lane by lane.
@@ -132,21 +179,11 @@ inline Vec<double> exp(Vec<double> x) {
   return map(x, [](double lane) { return std::exp(lane); });
 }
 
-/// e^x within 1.5 ulp for results in the normal range; 0 below it, infinity above. e^x = 2^n e^r with |r| <= ln(2)/2.
-inline Vec<float> exp(Vec<float> x) {
-  constexpr float log2e = 1.44269504088896341f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
-  constexpr float round_to_integer = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
-  constexpr float lowest = -87.33654f, highest = 88.72283f;
-  const Vec<float> clamped = min(max(x, lowest), highest);
-  const Vec<float> n = (clamped * log2e + round_to_integer) - round_to_integer;
-  const Vec<float> r = clamped - n * ln2_high - n * ln2_low;
-  Vec<float> p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
+/// p * 2^n for integers -252 <= n <= 254, rounded once where the result is a normal number; infinity beyond the range.
+inline Vec<float> scale_by_power_of_two(Vec<float> p, Vec<float> n) {
+#ifdef __AVX512F__
+  return _mm512_maskz_scalef_ps(kAllLanes, p.v, n.v);
+#else
   // Two factors, so that 2^128 * p does not overflow before its time.
   const auto exponent = __builtin_convertvector(n.v, Mask<float>::Native);
   const auto half = exponent >> 1;
@@ -156,9 +193,48 @@ inline Vec<float> exp(Vec<float> x) {
     std::memcpy(&result.v, &bits, sizeof(bits));
     return result;
   };
-  const Vec<float> y = p * power_of_two(half) * power_of_two(exponent - half);
-  const Vec<float> limited = select(x > highest, std::numeric_limits<float>::infinity(), select(x < lowest, 0.0f, y));
-  return select(x == x, limited, x);
+  return p * power_of_two(half) * power_of_two(exponent - half);
+#endif
+}
+
+/// e^x within 1.5 ulp for results in the normal range; 0 below it, infinity above. e^x = 2^n e^r with |r| <= ln(2)/2.
+inline Vec<float> exp(Vec<float> x) {
+  constexpr float log2e = 1.44269504088896341f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
+  constexpr float round_to_integer = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
+  constexpr float lowest = -87.33654f, overflowing = 89.0f;
+#ifdef __AVX512F__
+  const auto raised = _mm512_maskz_max_ps(kAllLanes, Vec<float>(lowest).v, x.v);
+  const Vec<float> clamped = _mm512_maskz_min_ps(kAllLanes, Vec<float>(overflowing).v, raised);
+#else
+  const Vec<float> clamped = select(x < lowest, lowest, select(x > overflowing, overflowing, x));
+#endif
+  const Vec<float> n = (clamped * log2e + round_to_integer) - round_to_integer;
+  const Vec<float> r = clamped - n * ln2_high - n * ln2_low;
+  Vec<float> p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  return select(x < lowest, 0.0f, scale_by_power_of_two(p, n));
+}
+
+/// Transposes a square block: lane j of rows[i] and lane i of rows[j] change places.
+template <class T>
+void transpose(Vec<T> (&rows)[Vec<T>::size]) {
+  constexpr int n = Vec<T>::size;
+  // Each round interleaves row i with row i + n / 2, which rotates the bits of (row, lane) by one place.
+  const auto round = [&]<int... I>(std::integer_sequence<int, I...>) {
+    Vec<T> out[n];
+    for (int i = 0; i < n / 2; ++i) {
+      const auto a = rows[i].v, b = rows[i + n / 2].v;
+      out[2 * i] = __builtin_shufflevector(a, b, (I / 2 + I % 2 * n)...);
+      out[2 * i + 1] = __builtin_shufflevector(a, b, (I / 2 + n / 2 + I % 2 * n)...);
+    }
+    for (int i = 0; i < n; ++i) rows[i] = out[i];
+  };
+  for (int done = 1; done < n; done *= 2) round(std::make_integer_sequence<int, n>());
 }
 
 }  // namespace margay::simd

@@ -25,13 +25,13 @@ constexpr std::array<uint32_t, 64> kRound = {
 
 using State = std::array<uint32_t, 8>;
 
-uint32_t load_big_endian(const std::byte* bytes) {
+uint32_t load_big_endian(const uint8_t* bytes) {
   uint32_t word = 0;
-  for (int i = 0; i < 4; ++i) word = word << 8 | std::to_integer<uint32_t>(bytes[i]);
+  for (int i = 0; i < 4; ++i) word = word << 8 | bytes[i];
   return word;
 }
 
-void compress(State& state, const std::byte* block) {
+void compress(State& state, const uint8_t* block) {
   std::array<uint32_t, 64> w;
   for (size_t t = 0; t < 16; ++t) w[t] = load_big_endian(block + 4 * t);
   for (size_t t = 16; t < 64; ++t) {
@@ -53,17 +53,17 @@ void compress(State& state, const std::byte* block) {
 
 }  // namespace
 
-std::string sha256(std::span<const std::byte> bytes) {
+std::string sha256(std::span<const uint8_t> bytes) {
   State state = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
   const size_t whole = bytes.size() / kBlock * kBlock, rest = bytes.size() - whole;
   for (size_t at = 0; at < whole; at += kBlock) compress(state, bytes.data() + at);
 
-  std::array<std::byte, 2 * kBlock> tail{};  // the rest, a one bit, zeros, and the length in bits
+  std::array<uint8_t, 2 * kBlock> tail{};  // the rest, a one bit, zeros, and the length in bits
   if (rest > 0) std::memcpy(tail.data(), bytes.data() + whole, rest);
-  tail[rest] = std::byte{0x80};
+  tail[rest] = 0x80;
   const size_t padded = rest + 9 <= kBlock ? kBlock : 2 * kBlock;
   const uint64_t bits = uint64_t{bytes.size()} * 8;
-  for (size_t i = 0; i < 8; ++i) tail[padded - 1 - i] = static_cast<std::byte>(bits >> (8 * i));
+  for (size_t i = 0; i < 8; ++i) tail[padded - 1 - i] = static_cast<uint8_t>(bits >> (8 * i));
   for (size_t at = 0; at < padded; at += kBlock) compress(state, tail.data() + at);
 
   std::string digest;

@@ -1,11 +1,11 @@
 #pragma once
-#include <cstddef>
+#include <cstdint>
 #include <span>
 #include <string>
 
 namespace margay {
 
 /// The SHA-256 digest of some bytes (FIPS 180-4) in 64 hexadecimal digits.
-std::string sha256(std::span<const std::byte> bytes);
+std::string sha256(std::span<const uint8_t> bytes);
 
 }  // namespace margay

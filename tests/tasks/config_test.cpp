@@ -21,6 +21,7 @@ std::string config_error(const Call& call) {
   try {
     call();
   } catch (const ConfigError& error) {
+    CAPTURE(std::string(error.what()));
     CHECK(std::string_view(error.what()).find('\n') == std::string_view::npos);
     return error.what();
   }
@@ -186,7 +187,7 @@ TEST_CASE("config: every key survives writing and reading, to the bit") {
 
 TEST_CASE("config: real numbers keep all bits") {
   RandomStream random(3, 9);
-  for (int i = 0; i < 2000; ++i) {
+  for (int i = 0; i < 300; ++i) {
     const double lr = std::ldexp(random.uniform64(), static_cast<int>(random.below(2000)) - 1020);
     Config config;
     config.train.lr = lr;
@@ -222,6 +223,8 @@ TEST_CASE("config: an override's value is TOML where it parses, else a bare stri
   apply_override(config, "model.cat={conv_width = 4, conv_site = \"input\"}");
   CHECK(config.model.cat.conv_width == 4);
   CHECK(config.model.cat.conv_site == "input");
+  apply_override(config, "task.path=données/\xe2\x82\xac.txt");
+  CHECK(config.task.path == "données/\xe2\x82\xac.txt");
   apply_override(config, "task.path=1\nother = 2");  // never a second key
   CHECK(config.task.path == "1\nother = 2");
 }
@@ -264,6 +267,7 @@ TEST_CASE("config: an unknown name is answered with the nearest valid one") {
   CHECK(contains(override_error("d_model=3"), "\"model.d_model\""));
   CHECK(contains(override_error("learning_rate=3"), "nearest is \""));
   CHECK(contains(override_error("lr=3"), "\"train.lr\""));
+  CHECK(contains(override_error("conv_widht=3"), "\"model.cat.conv_width\""));
   CHECK(contains(override_error("modle.d_model=3"), "\"model.d_model\""));
   CHECK(contains(override_error("model.conv_width=3"), "\"model.cat.conv_width\""));
   CHECK(contains(override_error("model.d_model.x=3"), "nearest is \""));
@@ -300,6 +304,14 @@ TEST_CASE("config: a wrong type or range names the key, what was wanted and what
   }
 }
 
+TEST_CASE("config: text beyond ASCII") {
+  CHECK(parse_config("\xef\xbb\xbf[task]\npath = \"\xc3\xa9\"  # \xe2\x82\xac\n", "t").task.path == "\xc3\xa9");
+  CHECK(parse_config("[task]\npath = 'a\xf0\x9f\x98\x80'", "t").task.path == "a\xf0\x9f\x98\x80");
+  CHECK(parse_config("[task]\npath = \"\\u00e9\"", "t").task.path == "\xc3\xa9");
+  CHECK(contains(parse_error("[task]\n\"pfad\xc3\xa9\" = 1"), "\"task.pfad\xc3\xa9\""));
+  CHECK(contains(parse_error("[model]\nd_model = \"\xc3\xa9\""), "got the string \"\xc3\xa9\""));
+}
+
 TEST_CASE("config: a syntax error names source and line") {
   CHECK(contains(parse_error("[model]\nd_model = 64\nn_layers = = 2\n"), "test.toml:3: "));
   CHECK(contains(parse_error("[model]\nd_model = 1\nd_model = 2\n"), "test.toml:3: "));
@@ -317,13 +329,22 @@ TEST_CASE("config: hostile text is refused, not obeyed") {
   CHECK(contains(parse_error(dotted + " = 1"), "dots"));
   CHECK(contains(parse_error("[" + dotted + "]"), "dots"));
   CHECK(contains(override_error("model={" + dotted + " = 1}"), "dots"));
+  CHECK(contains(override_error("task.path=" + std::string(70'000, 'x')), "bytes"));
   std::string just_allowed = "model.a";
   for (int i = 0; i < 900; ++i) just_allowed += ".a";
   CHECK(contains(parse_error(just_allowed + " = 1"), "unknown table \"model.a\""));
   CHECK(contains(parse_error(std::string(100'000, ' ')), "at most 65536 bytes"));
   CHECK_FALSE(parse_error(std::string_view("[model]\0\nd_model = 2", 20)).empty());
   CHECK_FALSE(parse_error("[task]\npath = \"a\\u0000b\"\n").empty());
-  CHECK_FALSE(parse_error("[model]\nd_model = \xff\xfe\n").empty());
+  CHECK(contains(parse_error("[model]\nd_model = \xff\xfe\n"), "test.toml:2: a configuration must be UTF-8 text"));
+  for (const char* bad :
+       {"\xc0\x80", "\xe0\x80\x80", "\xed\xa0\x80", "\xf4\x90\x80\x80", "\xf8\x80", "\x80", "\xc3", "\xe2\x82"}) {
+    CHECK(contains(parse_error(fmt::format("[task]\npath = \"{}\"", bad)), "UTF-8"));
+  }
+  for (const char* bad :
+       {"[[=", "[[[1]]]", "[=", "x = \xc3\xa9", "x = 1\"\xc3\xa9\"", "\xc3\xa9 = 1", "x = [1 \xe3\x81\x82]"}) {
+    CHECK(contains(parse_error(bad), "test.toml:1: "));  // undefined behaviour or a failed assertion in toml++
+  }
   CHECK_FALSE(parse_error("[model]\nd_model = 9223372036854775808\n").empty());
   CHECK_FALSE(parse_error("[model]\nd_model = -9223372036854775808\n").empty());
   CHECK_FALSE(parse_error("\"a\\nb\" = 1\n").empty());
@@ -337,7 +358,7 @@ TEST_CASE("config: damaged text either parses or throws a one-line ConfigError")
   const std::string toml = to_toml(unusual_config());
   RandomStream random(11, 0);
   int refused = 0;
-  for (int i = 0; i < 3000; ++i) {
+  for (int i = 0; i < 1500; ++i) {
     std::string damaged = toml;
     for (uint32_t edits = 1 + random.below(3); edits > 0; --edits) {
       const size_t at = random.below(static_cast<uint32_t>(damaged.size()));
@@ -348,8 +369,8 @@ TEST_CASE("config: damaged text either parses or throws a one-line ConfigError")
     }
     refused += !parse_error(damaged).empty();
   }
-  CHECK(refused > 1000);
-  CHECK(refused < 3000);
+  CHECK(refused > 500);
+  CHECK(refused < 1500);
 }
 
 TEST_CASE("config: a file that cannot be read is a DataError, a bad one a ConfigError with its name") {
@@ -378,7 +399,8 @@ TEST_CASE("config: sizes that do not fit are refused") {
   CHECK(contains(model_error({"model.n_heads=3"}), "model.n_heads must divide model.d_model = 64, got 3"));
   CHECK(contains(model_error({"model.mlp=gelu", "model.mlp_ratio=0.01"}), "model.mlp_ratio"));
   CHECK(contains(model_error({"model.base_conv.kernel_size=[3, 0]"}), "kernel_size"));
-  CHECK(contains(model_error({"model.backbone=gpt_neox", "model.mixer=hyena"}), "gpt_neox"));
+  CHECK(contains(model_error({"model.mixer=[\"attention\", \"cta\"]"}), "the nearest is \"cat\""));
+  CHECK(model_error({"model.mixer=[\"attention\", \"cat\"]"}).empty());
 
   const auto error = [](std::initializer_list<const char*> overrides) {
     Config config;

@@ -21,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -131,6 +132,14 @@ def measure_row(options, row, skipped):
     return {contender.name: contender for contender in running}
 
 
+def busy_seconds():
+    """Processor seconds that the whole machine has worked, and those of this process and its children."""
+    ticks = [int(n) for n in Path("/proc/stat").read_text(encoding="utf-8").split("\n", 1)[0].split()[1:]]
+    everyone = sum(ticks[:3]) + sum(ticks[5:7])  # user, nice, system, irq, softirq
+    own = sum(os.times()[:4])
+    return everyone / os.sysconf("SC_CLK_TCK"), own
+
+
 # ---- The report ----------------------------------------------------------------------------------------------------
 
 
@@ -182,16 +191,16 @@ def first_line(command):
         return "unknown"
 
 
-def machine(options, load):
+def machine(options, others):
     cpu = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
     versions = "import platform, torch; print('PyTorch', torch.__version__, 'Python', platform.python_version())"
     return "\n".join([
         f"Command: `{shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}`",
         f"Machine: {cpu[1] if cpu else platform.machine()}, {options.cpus} of {os.cpu_count()} cores, "
-        f"Linux {platform.release()}, load before the start {load:.2f}",
+        f"Linux {platform.release()}, {100 * others:.0f} % of its processor time taken by others meanwhile",
         f"Versions: {first_line([options.margay, '--version'])}; {first_line([options.python, '-c', versions])}",
-        f"Medians (smallest-largest) over {options.rounds} interleaved rounds; compiled = the faster of full and gather "
-        "under torch.compile.",
+        f"Medians (smallest-largest) over {options.rounds} interleaved rounds; compiled = the faster of full and "
+        "gather under torch.compile.",
     ])
 
 
@@ -210,15 +219,17 @@ def main():
     usable = sorted(os.sched_getaffinity(0))
     options.cpus = min(options.cpus, len(usable))
     os.sched_setaffinity(0, usable[:options.cpus])  # inherited: both sides count their cores
-    load = os.getloadavg()[0]
-    if load > 0.5:
-        note(f"warning: the machine is busy (load {load:.1f}); times will be too long")
 
     skipped = []
     if not (ROOT / options.python).exists():
         skipped.append(f"PyTorch: there is no {options.python}; tools/bench/setup_peer.sh makes it")
+    started, (busy_before, own_before) = time.monotonic(), busy_seconds()
     measured = {row: measure_row(options, row, skipped) for row in options.rows or ROWS}
-    print(machine(options, load), table(measured), sep="\n\n")
+    elapsed, (busy_after, own_after) = time.monotonic() - started, busy_seconds()
+    others = max(0.0, (busy_after - busy_before) - (own_after - own_before)) / (elapsed * os.cpu_count())
+    if others > 0.05:
+        note("warning: other work ran meanwhile; PyTorch's spinning threads suffer most from that, so repeat it alone")
+    print(machine(options, others), table(measured), sep="\n\n")
     print("\nSkipped:" if skipped else "\nNothing was skipped.")
     for line in skipped:
         print(f"- {line}")

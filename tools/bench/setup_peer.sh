@@ -17,5 +17,5 @@ if ! "$VENV/bin/python" -c 'import numpy, torch' 2>/dev/null; then
 fi
 "$VENV/bin/python" -c 'import torch; print("PyTorch", torch.__version__, "in build/peer-venv")'
 if ! ldconfig -p | grep -q libjemalloc.so.2; then
-  printf 'note: PyTorch is often faster with jemalloc, which compare.py then uses; on Debian: apt-get install libjemalloc2\n'
+  printf 'note: compare.py also tries jemalloc, often the fastest for PyTorch; Debian: apt-get install libjemalloc2\n'
 fi

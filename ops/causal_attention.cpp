@@ -1,0 +1,171 @@
+#include "ops/causal_attention.h"
+
+#include <array>
+
+namespace margay {
+namespace {
+
+Samples samples();
+const Op op{"causal_attention", samples};
+
+struct SampleCase {
+  const char* name;
+  int64_t B, H, Lq, Lk, dh;
+  int64_t window = 0;
+  double dropout = 0;
+  bool beta = false;
+};
+
+Sample sample_of(const SampleCase& c) {
+  Sample sample;
+  sample.name = c.name;
+  const Shape keys{c.B, c.H, c.Lk, c.dh};
+  sample.inputs = {real({c.B, c.H, c.Lq, c.dh}, -2, 2), real(keys, -2, 2), real(keys)};
+  if (c.beta) sample.inputs.push_back(real({c.H}));
+  sample.call = [c](const Tensors& in) {
+    AttentionOptions options{.scale = 0.4, .window = c.window, .dropout = c.dropout, .stream = 5};
+    if (c.dropout > 0) options.rng = from_values<int64_t>({11, 3}, {2}, in[0].device());
+    return Tensors{causal_attention(in[0], in[1], in[2], c.beta ? in[3] : Tensor(), options)};
+  };
+  return sample;
+}
+
+Samples samples() {
+  constexpr std::array cases = {
+      SampleCase{"one token", 2, 1, 1, 1, 3},
+      SampleCase{"two tokens, two heads", 1, 2, 2, 2, 8},
+      SampleCase{"odd sizes", 2, 3, 7, 7, 5},
+      SampleCase{"beta", 2, 2, 7, 7, 4, 0, 0, true},
+      SampleCase{"several vectors of queries", 1, 2, 33, 33, 4},
+      SampleCase{"several tiles", 1, 1, 70, 70, 3},
+      SampleCase{"several tiles, window", 1, 1, 70, 70, 2, 20},
+      SampleCase{"window of two keys, beta", 1, 3, 35, 35, 2, 1, 0, true},
+      SampleCase{"wide heads", 1, 1, 9, 9, 81},
+      SampleCase{"queries after cached keys", 2, 2, 5, 70, 3},
+      SampleCase{"queries after cached keys, window, beta", 1, 2, 20, 70, 2, 33, 0, true},
+      SampleCase{"one query, many keys", 1, 1, 1, 4100, 1},
+      SampleCase{"dropout", 2, 2, 7, 9, 3, 0, 0.3},
+      SampleCase{"dropout, window, beta, several tiles", 1, 1, 70, 70, 2, 66, 0.2, true},
+      SampleCase{"no tokens", 2, 2, 0, 0, 4},
+      SampleCase{"no queries", 2, 2, 0, 3, 4, 0, 0, true},
+      SampleCase{"no heads", 2, 0, 3, 3, 4},
+      SampleCase{"heads of size 0", 1, 2, 3, 3, 0},
+  };
+  Samples all;
+  for (const SampleCase& c : cases) all.push_back(sample_of(c));
+  return all;
+}
+
+kernels::AttentionShape check(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& beta,
+                              const AttentionOptions& options) {
+  op.require_float("q", q);
+  op.require(q.ndim() == 4, "q", q, "[B,H,Lq,dh]");
+  op.require_like("k", k, "q", q);
+  op.require(k.ndim() == 4 && k.shape().with(2, q.dim(2)) == q.shape() && k.dim(2) >= q.dim(2), "k", k,
+             "[B,H,Lk,dh] with Lk >= Lq for q {}", q);
+  op.require_like("v", v, "q", q);
+  op.require(v.shape() == k.shape(), "v", v, "of the shape of k {}", k);
+  if (beta.defined()) {
+    op.require_like("beta", beta, "q", q);
+    op.require(beta.shape() == Shape{q.dim(1)}, "beta", beta, "[H] for q {}", q);
+  }
+  op.require(options.window >= 0, "window", options.window, "0 or more");
+  op.require(options.dropout >= 0 && options.dropout < 1, "dropout", options.dropout, "in [0, 1)");
+  if (options.dropout > 0) {
+    const Tensor& rng = options.rng;
+    op.require(rng.defined() && rng.dtype() == DType::i64 && rng.shape() == Shape{2} && rng.device() == q.device(),
+               "rng", rng, "i64[2] on the device of q, as there is dropout");
+  }
+  const int64_t Lk = k.dim(2);
+  return {q.dim(0), q.dim(1), q.dim(2), Lk, q.dim(3), options.window > 0 ? std::min(options.window, Lk) : Lk};
+}
+
+// What forward and backward have in common.
+struct Call {
+  kernels::AttentionShape shape;
+  Saved q, k, v, beta, rng;
+  double scale, dropout;
+  uint64_t stream;
+
+  template <class T, class Args>
+  void fill(Args& a) const {
+    a.shape = shape;
+    a.q = q->strided<T>().data;
+    a.k = k->strided<T>().data;
+    a.v = v->strided<T>().data;
+    a.q_strides = head_strides(q);
+    a.k_strides = head_strides(k);
+    a.v_strides = head_strides(v);
+    a.scale = scale;
+    a.beta = beta->defined() ? beta->data<T>() : nullptr;
+    a.dropout = {dropout, dropout > 0 ? rng->data<int64_t>() : nullptr, stream};
+  }
+};
+
+Tensors pull_back(const Call& call, const Tensor& y, const Tensor& lse, const Tensor& cotangent, bool want_dbeta) {
+  const kernels::AttentionShape& s = call.shape;
+  const Tensor dy = with_contiguous_rows(cotangent);
+  const DType dtype = y.dtype();
+  const Device device = y.device();
+  const bool together = s.Lq == s.Lk;
+  const Tensor packed = empty({s.B, s.Lk, together ? 3 : 2, s.H, s.dh}, dtype, device);
+  const Tensor dq = heads_view(together ? packed : empty({s.B, s.Lq, 1, s.H, s.dh}, dtype, device));
+  const Tensor dk = heads_view(packed, together ? 1 : 0), dv = heads_view(packed, together ? 2 : 1);
+  const Tensor dbeta = want_dbeta ? empty_like(call.beta) : Tensor();
+  Tensor workspace;
+  op.launch<kernels::CausalAttentionBwd>(y, [&]<class T>(kernels::CausalAttentionBwd<T>& a) {
+    call.fill<T>(a);
+    a.y = y.strided<T>().data;
+    a.dy = dy.strided<T>().data;
+    a.y_strides = head_strides(y);
+    a.dy_strides = head_strides(dy);
+    a.lse = lse.data<acc_t<T>>();
+    a.dq = dq.strided<T>().data;
+    a.dk = dk.strided<T>().data;
+    a.dv = dv.strided<T>().data;
+    a.dq_strides = head_strides(dq);
+    a.dk_strides = head_strides(dk);
+    a.dv_strides = head_strides(dv);
+    a.dbeta = dbeta.defined() ? dbeta.data<T>() : nullptr;
+    workspace = empty({a.workspace_size()}, acc_dtype(dtype), device);
+    a.workspace = workspace.data<acc_t<T>>();
+  });
+  return {dq, dk, dv, dbeta};
+}
+
+}  // namespace
+
+Tensor causal_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& beta,
+                        const AttentionOptions& options) {
+  const kernels::AttentionShape shape = check(q, k, v, beta, options);
+  const std::array inputs{q, k, v, beta};
+  const Call call{shape,
+                  Saved(with_contiguous_rows(q)),
+                  Saved(with_contiguous_rows(k)),
+                  Saved(with_contiguous_rows(v)),
+                  Saved(beta.defined() ? beta.contiguous() : beta),
+                  Saved(options.dropout > 0 ? options.rng.contiguous() : Tensor()),
+                  options.scale,
+                  options.dropout,
+                  options.stream};
+  const DType sums = acc_dtype(q.dtype());
+  const Tensor y = heads_view(empty({shape.B, shape.Lq, 1, shape.H, shape.dh}, q.dtype(), q.device()));
+  const Tensor lse = Graph::recording(inputs) ? empty({shape.B, shape.H, shape.Lq}, sums, q.device()) : Tensor();
+  Tensor workspace;
+  op.launch<kernels::CausalAttentionFwd>(q, [&]<class T>(kernels::CausalAttentionFwd<T>& a) {
+    call.fill<T>(a);
+    a.y = y.strided<T>().data;
+    a.y_strides = head_strides(y);
+    a.lse = lse.defined() ? lse.data<acc_t<T>>() : nullptr;
+    workspace = empty({a.workspace_size()}, sums, q.device());
+    a.workspace = workspace.data<acc_t<T>>();
+  });
+  return op.record(
+      y, inputs,
+      [call, y = Saved(y), lse](const VjpContext& context) {
+        return pull_back(call, y, lse, context.cotangent(), context.wanted(3));
+      },
+      CotangentLayout::strided);
+}
+
+}  // namespace margay

@@ -1,0 +1,173 @@
+#include "ops/concat.h"
+
+#include <fmt/ranges.h>
+
+#include <utility>
+#include <vector>
+
+#include "engine/op.h"
+#include "ops/view.h"
+
+namespace margay {
+namespace {
+
+const Op concat_op{"concat", [] {
+                     const auto middle = [](const Tensors& in) { return Tensors{concat(in, 1)}; };
+                     const auto last = [](const Tensors& in) { return Tensors{concat(in, -1)}; };
+                     return Samples{
+                         {.inputs = {real({2, 3, 4}), real({2, 1, 4}), real({2, 5, 4})}, .call = middle},
+                         {.inputs = {real({3, 2}), real({3, 2})}, .call = last, .name = "last axis"},
+                         {.inputs = {real({4})}, .call = last, .name = "one tensor"},
+                         {.inputs = {real({2, 0}), real({2, 3}), real({2, 0})}, .call = middle, .name = "empty parts"},
+                         {.inputs = {real({0, 2}), real({0, 3})}, .call = middle, .name = "empty"},
+                         {.inputs = {ids({2, 3}, 0, 9), ids({2, 1}, 0, 9)}, .call = middle, .name = "integers"},
+                         {.inputs = {mask({2, 3}), mask({2, 2})}, .call = middle, .name = "booleans"}};
+                   }};
+
+const Op stack_op{"stack", [] {
+                    const auto first = [](const Tensors& in) { return Tensors{stack(in, 0)}; };
+                    const auto last = [](const Tensors& in) { return Tensors{stack(in, -1)}; };
+                    return Samples{{.inputs = {real({2, 3}), real({2, 3}), real({2, 3})}, .call = first},
+                                   {.inputs = {real({2, 3}), real({2, 3})}, .call = last, .name = "last axis"},
+                                   {.inputs = {real({}), real({})}, .call = last, .name = "0-d"},
+                                   {.inputs = {real({0, 3}), real({0, 3})}, .call = last, .name = "empty"},
+                                   {.inputs = {ids({3}, 0, 9), ids({3}, 0, 9)}, .call = last, .name = "integers"}};
+                  }};
+
+const Op split_op{"split", [] {
+                    const auto call = [](const Tensors& in) { return split(in[0], 1, {2, 0, 3, 1}); };
+                    return Samples{{.inputs = {real({3, 6, 2})}, .call = call},
+                                   {.inputs = {real({0, 6})}, .call = call, .name = "empty"},
+                                   {.inputs = {ids({2, 6}, 0, 9)}, .call = call, .name = "integers"}};
+                  }};
+
+const Op chunk_op{
+    "chunk", [] {
+      const auto halves = [](const Tensors& in) { return chunk(in[0], -1, 2); };
+      return Samples{
+          {.inputs = {real({5, 4})}, .call = halves},
+          {.inputs = {real({2, 0})}, .call = halves, .name = "empty axis"},
+          {.inputs = {real({3, 2})}, .call = [](const Tensors& in) { return chunk(in[0], 0, 1); }, .name = "one part"},
+          {.inputs = {mask({2, 4})}, .call = halves, .name = "booleans"}};
+    }};
+
+// Writes the cotangents of the parts side by side into dx, or adds them to it.
+void join_cotangents(const VjpContext& context, int axis, std::span<const int64_t> sizes, const Tensor& dx,
+                     bool adding) {
+  int64_t start = 0;
+  for (size_t i = 0; i < sizes.size(); start += sizes[i++]) {
+    const Tensor& dy = context.cotangent(i);
+    const Tensor part = slice(dx, axis, start, start + sizes[i]);
+    if (adding && dy.defined()) {
+      backend(dx.device()).accumulate(part.region(), dy.region());
+    } else if (dy.defined()) {
+      part.copy_from(dy);
+    } else if (!adding) {
+      part.fill(0);
+    }
+  }
+}
+
+// The views of an axis cut into `sizes`, as one recorded op.
+Tensors parts_of(const Op& op, const Tensor& x, int axis, std::vector<int64_t> sizes) {
+  Tensors parts;
+  {
+    const NoGrad no_grad;
+    int64_t start = 0;
+    for (const int64_t size : sizes) {
+      parts.push_back(slice(x, axis, start, start + size));
+      start += size;
+    }
+  }
+  const auto vjp = [axis, sizes = std::move(sizes), shape = x.shape(), dtype = x.dtype(),
+                    device = x.device()](const VjpContext& context) {
+    const bool adding = context.destination(0).defined();
+    const Tensor dx = adding ? context.destination(0) : empty(shape, dtype, device);
+    join_cotangents(context, axis, sizes, dx, adding);
+    return Tensors{dx};
+  };
+  return op.record(std::move(parts), {x}, vjp, CotangentLayout::strided);
+}
+
+}  // namespace
+
+Tensor concat(std::span<const Tensor> tensors, int axis) {
+  concat_op.require(!tensors.empty(), "tensors", tensors.size(), "at least 1");
+  const Tensor& first = tensors[0];
+  concat_op.require(first.defined(), "tensors", first, "tensors");
+  const int a = concat_op.axis(axis, first);
+  std::vector<int64_t> sizes;
+  Shape shape = first.shape().with(a, 0);
+  for (const Tensor& tensor : tensors) {
+    concat_op.require_like("tensors", tensor, "tensors[0]", first);
+    concat_op.require(tensor.ndim() == first.ndim() && tensor.shape().with(a, shape[a]) == shape, "tensors", tensor,
+                      "of the sizes of tensors[0] {} but for axis {}", first, axis);
+    sizes.push_back(tensor.dim(a));
+    shape[a] += tensor.dim(a);
+  }
+  const OpScope scope(concat_op.name());
+  const Tensor y = empty(shape, first.dtype(), first.device());
+  int64_t start = 0;
+  for (const Tensor& tensor : tensors) {
+    slice(y, a, start, start + tensor.dim(a)).copy_from(tensor);
+    start += tensor.dim(a);
+  }
+  const auto vjp = [a, sizes = std::move(sizes)](const VjpContext& context) {
+    Tensors gradients(sizes.size());
+    int64_t start = 0;
+    for (size_t i = 0; i < sizes.size(); start += sizes[i++])
+      if (context.wanted(i)) gradients[i] = slice(context.cotangent(), a, start, start + sizes[i]);
+    return gradients;
+  };
+  return concat_op.record(y, tensors, vjp, CotangentLayout::strided);
+}
+
+Tensor stack(std::span<const Tensor> tensors, int axis) {
+  stack_op.require(!tensors.empty(), "tensors", tensors.size(), "at least 1");
+  const Tensor& first = tensors[0];
+  stack_op.require(first.defined(), "tensors", first, "tensors");
+  for (const Tensor& tensor : tensors) {
+    stack_op.require_like("tensors", tensor, "tensors[0]", first);
+    stack_op.require(tensor.shape() == first.shape(), "tensors", tensor, "of the shape of tensors[0] {}", first);
+  }
+  const int ndim = first.ndim() + 1, a = axis < 0 ? axis + ndim : axis;
+  stack_op.require(ndim <= kMaxDims, "tensors", first, "of less than {} axes", kMaxDims);
+  stack_op.require(a >= 0 && a < ndim, "axis", axis, "from {} to {} for tensors {}", -ndim, ndim - 1, first);
+  Shape shape;
+  for (int i = 0; i < ndim; ++i)
+    shape.push_back(i == a ? static_cast<int64_t>(tensors.size()) : first.dim(i < a ? i : i - 1));
+  const OpScope scope(stack_op.name());
+  const Tensor y = empty(shape, first.dtype(), first.device());
+  for (size_t i = 0; i < tensors.size(); ++i) select(y, a, static_cast<int64_t>(i)).copy_from(tensors[i]);
+  const auto vjp = [a, n = tensors.size()](const VjpContext& context) {
+    Tensors gradients(n);
+    for (size_t i = 0; i < n; ++i)
+      if (context.wanted(i)) gradients[i] = select(context.cotangent(), a, static_cast<int64_t>(i));
+    return gradients;
+  };
+  return stack_op.record(y, tensors, vjp, CotangentLayout::strided);
+}
+
+Tensors split(const Tensor& x, int axis, std::span<const int64_t> sizes) {
+  split_op.require(x.defined(), "x", x, "a tensor");
+  const int a = split_op.axis(axis, x);
+  int64_t left = x.dim(a);
+  bool fits = true;
+  for (const int64_t size : sizes) {
+    fits = fits && size >= 0 && size <= left;
+    left -= fits ? size : 0;
+  }
+  split_op.require(fits && left == 0, "sizes", fmt::format("[{}]", fmt::join(sizes, ",")),
+                   "sizes with the sum {}, the size of axis {} of {}", x.dim(a), axis, x);
+  return parts_of(split_op, x, a, {sizes.begin(), sizes.end()});
+}
+
+Tensors chunk(const Tensor& x, int axis, int64_t n) {
+  chunk_op.require(x.defined(), "x", x, "a tensor");
+  const int a = chunk_op.axis(axis, x);
+  chunk_op.require(n >= 1 && x.dim(a) % n == 0, "n", n, "a divisor of {}, the size of axis {} of {}", x.dim(a), axis,
+                   x);
+  return parts_of(chunk_op, x, a, std::vector<int64_t>(static_cast<size_t>(n), x.dim(a) / n));
+}
+
+}  // namespace margay

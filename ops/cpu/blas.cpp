@@ -1,0 +1,119 @@
+#include "ops/cpu/blas.h"
+
+#include <algorithm>
+
+#ifdef MARGAY_OPENBLAS
+#include <cblas.h>
+#else
+#include <Eigen/Core>
+#endif
+
+#include "ops/cpu/gemm_kernel.h"
+
+namespace margay::blas {
+namespace {
+
+#ifdef MARGAY_OPENBLAS
+
+// Products are cut into pieces by the callers; threads of the library's own would only get into each other's way.
+void library_on_one_thread() {
+  [[maybe_unused]] static const bool once = [] {
+    openblas_set_num_threads(1);
+    return true;
+  }();
+}
+
+CBLAS_TRANSPOSE flag(bool transposed) { return transposed ? CblasTrans : CblasNoTrans; }
+
+void library_gemm(bool trans_a, bool trans_b, const Product<float>& p) {
+  library_on_one_thread();
+  cblas_sgemm(CblasRowMajor, flag(trans_a), flag(trans_b), static_cast<blasint>(p.m), static_cast<blasint>(p.n),
+              static_cast<blasint>(p.k), p.alpha, p.a, static_cast<blasint>(p.lda), p.b, static_cast<blasint>(p.ldb),
+              p.start.scale, p.c, static_cast<blasint>(p.ldc));
+}
+void library_gemm(bool trans_a, bool trans_b, const Product<double>& p) {
+  library_on_one_thread();
+  cblas_dgemm(CblasRowMajor, flag(trans_a), flag(trans_b), static_cast<blasint>(p.m), static_cast<blasint>(p.n),
+              static_cast<blasint>(p.k), p.alpha, p.a, static_cast<blasint>(p.lda), p.b, static_cast<blasint>(p.ldb),
+              p.start.scale, p.c, static_cast<blasint>(p.ldc));
+}
+
+#else
+
+template <class T>
+void library_gemm(bool trans_a, bool trans_b, const Product<T>& p) {
+  using Matrix = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+  using Stride = Eigen::OuterStride<>;
+  const auto view = [](bool transposed, const T* data, int64_t rows, int64_t columns, int64_t ld) {
+    if (transposed) std::swap(rows, columns);
+    return Eigen::Map<const Matrix, Eigen::Unaligned, Stride>(data, rows, columns, Stride(ld));
+  };
+  const auto a = view(trans_a, p.a, p.m, p.k, p.lda), b = view(trans_b, p.b, p.k, p.n, p.ldb);
+  Eigen::Map<Matrix, Eigen::Unaligned, Stride> c(p.c, p.m, p.n, Stride(p.ldc));
+  if (p.start.scale == T(0)) c.setZero();
+  if (p.start.scale != T(0) && p.start.scale != T(1)) c *= p.start.scale;
+  if (trans_a && trans_b) {
+    c.noalias() += p.alpha * (a.transpose() * b.transpose());
+  } else if (trans_a) {
+    c.noalias() += p.alpha * (a.transpose() * b);
+  } else if (trans_b) {
+    c.noalias() += p.alpha * (a * b.transpose());
+  } else {
+    c.noalias() += p.alpha * (a * b);
+  }
+}
+
+#endif
+
+template <class T>
+void scale(int64_t m, int64_t n, T beta, T* c, int64_t ldc) {
+  for (int64_t i = 0; i < m; ++i)
+    for (int64_t j = 0; j < n; ++j) c[i * ldc + j] = beta == T(0) ? T(0) : c[i * ldc + j] * beta;
+}
+
+// A panel of B has to serve several rows before packing it pays; beyond the blocks of `multiply`, a library's packing
+// of both factors wins.
+bool in_tiles(int64_t m, int64_t n, int64_t k) {
+  return kFastTiles && m >= kTileRows && (m <= 512 || n <= 512 || k <= 512);
+}
+
+template <class T>
+void in_tiles(bool trans_a, bool trans_b, const Product<T>& p) {
+  if (trans_a) {
+    trans_b ? multiply<T, true, true>(p) : multiply<T, true, false>(p);
+  } else {
+    trans_b ? multiply<T, false, true>(p) : multiply<T, false, false>(p);
+  }
+}
+
+}  // namespace
+
+template <class T>
+void gemm(bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, T alpha, const T* a, int64_t lda, const T* b,
+          int64_t ldb, T beta, T* c, int64_t ldc) {
+  if (m == 0 || n == 0) return;
+  if (k == 0 || alpha == T(0)) return scale(m, n, beta, c, ldc);
+  const Product<T> product{m, n, k, alpha, a, lda, b, ldb, {c, ldc, beta}, c, ldc};
+  in_tiles(m, n, k) ? in_tiles(trans_a, trans_b, product) : library_gemm(trans_a, trans_b, product);
+}
+
+template <class T>
+void gemm_bias(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b, int64_t ldb, const T* bias, T* c,
+               int64_t ldc) {
+  if (bias && k > 0 && in_tiles(m, n, k))
+    return multiply<T, false, true>({m, n, k, T(1), a, lda, b, ldb, {bias, 0, T(1)}, c, ldc});
+  if (bias)
+    for (int64_t i = 0; i < m; ++i) std::copy_n(bias, n, c + i * ldc);
+  gemm<T>(false, true, m, n, k, T(1), a, lda, b, ldb, bias ? T(1) : T(0), c, ldc);
+}
+
+template void gemm(bool, bool, int64_t, int64_t, int64_t, float, const float*, int64_t, const float*, int64_t, float,
+                   float*, int64_t);
+template void gemm(bool, bool, int64_t, int64_t, int64_t, double, const double*, int64_t, const double*, int64_t,
+                   double, double*, int64_t);
+template void gemm_bias(int64_t, int64_t, int64_t, const float*, int64_t, const float*, int64_t, const float*, float*,
+                        int64_t);
+template void gemm_bias(int64_t, int64_t, int64_t, const double*, int64_t, const double*, int64_t, const double*,
+                        double*, int64_t);
+
+}  // namespace margay::blas

@@ -1,0 +1,232 @@
+#include <optional>
+
+#include "ops/cpu/causal_attention/tile.h"
+
+namespace margay::kernels {
+namespace {
+
+using namespace attention;  // NOLINT: this file is the backward half of it
+
+// With S = scale q k^T, P = exp(S - lse), dP = dy v^T and delta = rowsum(dy y):
+//   dS = P (dP - delta), dv = P^T dy, dq = scale dS k, dk = scale dS^T q, dscale = sum of dS (q k^T) = sum of q (dS k).
+// Dropout with factors F turns P into P F in dv, and dP into F dP.
+// P is computed again, tile by tile. What lies outside of the band in a tile of P or dS is never read.
+template <class T>
+class Backward {
+ public:
+  explicit Backward(const CausalAttentionBwd<T>& a) : a_(a), s_(a.shape), groups_(a.groups()) {}
+
+  void run(Cpu cpu) const {
+    const int64_t units = a_.units(), pieces = Args::Tiling::pieces(units);
+    parallel_for(cpu, pieces, [&](int64_t piece) {
+      T* const scratch = a_.workspace + piece * a_.scratch_size();
+      for (int64_t unit = piece * units / pieces; unit < (piece + 1) * units / pieces; ++unit) attend(unit, scratch);
+    });
+    if (groups_ > 1) {
+      const int64_t blocks = (s_.Lk + kKeys<T> - 1) / kKeys<T>;
+      parallel_for(cpu, s_.B * s_.H * blocks,
+                   [&](int64_t piece) { combine(piece / blocks, piece % blocks * kKeys<T>); });
+    }
+    if (!a_.dbeta) return;
+    for (int64_t head = 0; head < s_.H; ++head) {
+      T sum = 0;
+      for (int64_t batch = 0; batch < s_.B; ++batch)
+        for (int64_t group = 0; group < groups_; ++group) sum += dscale((batch * s_.H + head) * groups_ + group);
+      a_.dbeta[head] = sum;
+    }
+  }
+
+ private:
+  using Args = CausalAttentionBwd<T>;
+  using Vec = simd::Vec<T>;
+
+  struct Head {
+    int64_t batch, head;
+    Rows<const T> q, k, v, y, dy;
+    Rows<T> dq, dk, dv;
+    T scale;
+  };
+  struct Scratch {
+    T *queries, *cotangents;  // transposed: [dh, kQueries]
+    T *weights, *dscores;     // [kKeys, kQueries]
+    std::optional<DropoutFactors<T>> dropout;
+  };
+
+  Head head_at(int64_t row) const {
+    const int64_t b = row / s_.H, h = row % s_.H;
+    return {b,
+            h,
+            head_rows(a_.q, a_.q_strides, b, h),
+            head_rows(a_.k, a_.k_strides, b, h),
+            head_rows(a_.v, a_.v_strides, b, h),
+            head_rows(a_.y, a_.y_strides, b, h),
+            head_rows(a_.dy, a_.dy_strides, b, h),
+            head_rows(a_.dq, a_.dq_strides, b, h),
+            head_rows(a_.dk, a_.dk_strides, b, h),
+            head_rows(a_.dv, a_.dv_strides, b, h),
+            a_.beta ? a_.beta[h] : T(a_.scale)};
+  }
+
+  // Every groups_-th tile of queries of a head.
+  void attend(int64_t unit, T* memory) const {
+    const int64_t group = unit % groups_, tiles = Args::Tiling::tiles(s_);
+    Head head = head_at(unit / groups_);
+    if (groups_ > 1) {
+      head.dk = {partial(unit), s_.dh};
+      head.dv = {partial(unit) + s_.Lk * s_.dh, s_.dh};
+    }
+    for (int64_t j = 0; j < s_.Lk; ++j) {
+      std::fill_n(head.dk[j], s_.dh, T(0));
+      std::fill_n(head.dv[j], s_.dh, T(0));
+    }
+    T *const cotangents = memory + s_.dh * kQueries<T>, *const weights = cotangents + s_.dh * kQueries<T>;
+    Scratch scratch{memory, cotangents, weights, weights + Args::Tiling::kTile, {}};
+    if (a_.dropout.rate > 0) scratch.dropout.emplace(s_, a_.dropout, weights + 2 * Args::Tiling::kTile);
+    T sum = 0;
+    for (int64_t index = group; index < tiles; index += groups_)
+      sum += pull_back(head, QueryTile<T>(s_, index), scratch);
+    dscale(unit) = sum;
+    if (groups_ == 1)
+      for (int64_t j = 0; j < s_.Lk; ++j) scale_row(head.dk[j], head.scale);
+  }
+
+  // dq of a tile of queries, and what it adds to dk / scale and dv. Returns what it adds to dscale.
+  T pull_back(const Head& head, const QueryTile<T>& queries, const Scratch& scratch) const {
+    const Rows<const T> q{head.q[queries.first], head.q.stride}, y{head.y[queries.first], head.y.stride};
+    const Rows<const T> dy{head.dy[queries.first], head.dy.stride};
+    const Rows<T> dq{head.dq[queries.first], head.dq.stride};
+    pack_transposed(q, queries.count, s_.dh, head.scale, scratch.queries);
+    pack_transposed(dy, queries.count, s_.dh, T(1), scratch.cotangents);
+    T delta[kQueries<T>], lse[kQueries<T>] = {};
+    row_products(dy, y, queries.count, delta);
+    std::copy_n(a_.lse + (head.batch * s_.H + head.head) * s_.Lq + queries.first, queries.count, lse);
+    for (int64_t first = queries.keys_begin; first < queries.keys_end; first += kKeys<T>) {
+      const KeyTile<T> tile(s_, queries, first, queries.keys_end);
+      scores(tile, head.k, scratch.queries, s_.dh, scratch.weights);
+      scores(tile, head.v, scratch.cotangents, s_.dh, scratch.dscores);
+      const T* const factors =
+          scratch.dropout ? scratch.dropout->make(head.batch * s_.H + head.head, queries, tile) : nullptr;
+      differentiate(tile, lse, delta, factors, scratch);
+      band_product<Layout::rows>(BandProduct<T>{.a = scratch.weights,
+                                                .a_row = kQueries<T>,
+                                                .b = dy.data,
+                                                .b_row = dy.stride,
+                                                .c = head.dv[first],
+                                                .c_row = head.dv.stride,
+                                                .rows = tile.count,
+                                                .columns = s_.dh,
+                                                .depth = queries.count,
+                                                .band = tile.sees.transposed(),
+                                                .add = true});
+      band_product<Layout::rows>(BandProduct<T>{.a = scratch.dscores,
+                                                .a_row = kQueries<T>,
+                                                .b = q.data,
+                                                .b_row = q.stride,
+                                                .c = head.dk[first],
+                                                .c_row = head.dk.stride,
+                                                .rows = tile.count,
+                                                .columns = s_.dh,
+                                                .depth = queries.count,
+                                                .band = tile.sees.transposed(),
+                                                .add = true});
+      band_product<Layout::columns>(BandProduct<T>{.a = scratch.dscores,
+                                                   .a_row = kQueries<T>,
+                                                   .b = head.k[first],
+                                                   .b_row = head.k.stride,
+                                                   .c = dq.data,
+                                                   .c_row = dq.stride,
+                                                   .rows = queries.count,
+                                                   .columns = s_.dh,
+                                                   .depth = tile.count,
+                                                   .band = tile.sees,
+                                                   .add = first > queries.keys_begin});
+    }
+    Vec dscale(T(0));
+    for (int64_t i = 0; i < queries.count; ++i) {
+      for (int64_t d = 0; d < s_.dh; d += Vec::size)
+        dscale += Vec::load(q[i] + d, s_.dh - d) * Vec::load(dq[i] + d, s_.dh - d);
+      scale_row(dq[i], head.scale);
+    }
+    return reduce_add(dscale);
+  }
+
+  // Scores become weights, and gradients of the weights become gradients of the scores.
+  static void differentiate(const KeyTile<T>& tile, const T* lse, const T* delta, const T* factors,
+                            const Scratch& scratch) {
+    for (int64_t v = 0; v < tile.vectors; ++v) {
+      const int64_t lane = v * Vec::size;
+      const auto range = tile.range(v);
+      const Vec shift = Vec::load(lse + lane), mean = Vec::load(delta + lane);
+      for (int64_t j = range.begin; j < range.end; ++j) {
+        const int64_t at = j * kQueries<T> + lane;
+        Vec weight = exp(Vec::load(scratch.weights + at) - shift), dweight = Vec::load(scratch.dscores + at);
+        if (factors) dweight *= Vec::load(factors + at);
+        (weight * (dweight - mean)).store(scratch.dscores + at);
+        if (factors) weight *= Vec::load(factors + at);
+        weight.store(scratch.weights + at);
+      }
+    }
+  }
+
+  // products[i] = x[i] . y[i]
+  void row_products(const Rows<const T>& x, const Rows<const T>& y, int64_t count, T* products) const {
+    for (int64_t i = 0; i < count; i += Vec::size) {
+      Vec block[Vec::size];
+      for (int64_t r = 0; r < Vec::size; ++r) {
+        block[r] = T(0);
+        if (i + r >= count) continue;
+        for (int64_t d = 0; d < s_.dh; d += Vec::size)
+          block[r] += Vec::load(x[i + r] + d, s_.dh - d) * Vec::load(y[i + r] + d, s_.dh - d);
+      }
+      simd::transpose(block);
+      Vec sum = block[0];
+      for (int64_t r = 1; r < Vec::size; ++r) sum += block[r];
+      sum.store(products + i);
+    }
+  }
+
+  void scale_row(T* row, T factor) const {
+    for (int64_t d = 0; d < s_.dh; d += Vec::size) {
+      const int64_t n = s_.dh - d;
+      (Vec::load(row + d, n) * factor).store(row + d, n);
+    }
+  }
+
+  // dk and dv of some keys of a head: the sum over its groups, in their order.
+  void combine(int64_t row, int64_t first) const {
+    const Head head = head_at(row);
+    for (int64_t j = first; j < std::min(s_.Lk, first + kKeys<T>); ++j) {
+      for (int64_t d = 0; d < s_.dh; d += Vec::size) {
+        const int64_t n = s_.dh - d;
+        Vec dk(T(0)), dv(T(0));
+        for (int64_t group = 0; group < groups_; ++group) {
+          const T* const source = partial(row * groups_ + group) + j * s_.dh + d;
+          dk += Vec::load(source, n);
+          dv += Vec::load(source + s_.Lk * s_.dh, n);
+        }
+        (dk * head.scale).store(head.dk[j] + d, n);
+        dv.store(head.dv[j] + d, n);
+      }
+    }
+  }
+
+  T* partial(int64_t unit) const { return a_.workspace + a_.partials_begin() + unit * a_.partial_size(); }
+  T& dscale(int64_t unit) const { return a_.workspace[a_.dbeta_begin() + unit]; }
+
+  const Args& a_;
+  const AttentionShape& s_;
+  int64_t groups_;
+};
+
+}  // namespace
+
+template <class T>
+void run(Cpu cpu, const CausalAttentionBwd<T>& a) {
+  if (a.shape.work() < AttentionTiling<T>::kSerialWork) cpu.threads = 1;
+  Backward<T>(a).run(cpu);
+}
+
+template void run(Cpu, const CausalAttentionBwd<float>&);
+template void run(Cpu, const CausalAttentionBwd<double>&);
+
+}  // namespace margay::kernels

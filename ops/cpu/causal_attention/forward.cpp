@@ -1,0 +1,215 @@
+#include <optional>
+
+#include "ops/cpu/causal_attention/tile.h"
+#include "ops/cpu/simd_math.h"
+
+namespace margay::kernels {
+namespace {
+
+using namespace attention;  // NOLINT: this file is the forward half of it
+
+/// Maximum and sum of exp(score - maximum) of each query of a tile, over the keys seen so far.
+template <class T>
+struct RunningSoftmax {
+  using Vec = simd::Vec<T>;
+  static constexpr T kLowest = std::numeric_limits<T>::lowest();
+  T maximum[kQueries<T>], sum[kQueries<T>];
+  T rescale[kQueries<T>];  // what the last tile did to earlier sums: exp(old maximum - new maximum)
+
+  RunningSoftmax() {
+    std::fill_n(maximum, kQueries<T>, kLowest);
+    std::fill_n(sum, kQueries<T>, T(0));
+  }
+
+  /// Turns the scores of a tile into weights exp(score - maximum), 0 where a query does not see a key.
+  void absorb(const KeyTile<T>& tile, T* weights) {
+    for (int64_t v = 0; v < tile.vectors; ++v) {
+      const auto range = tile.range(v);
+      const int64_t lane = v * Vec::size;
+      T* const column = weights + lane;
+      const Vec before = Vec::load(maximum + lane), top = raise(before, tile, range, v, column);
+      const Vec factor = exp(before - top);
+      Vec total = Vec::load(sum + lane) * factor;
+      const auto weigh = [&](int64_t j, const auto& visible) {
+        T* const at = column + j * kQueries<T>;
+        const Vec weight = visible(exp(Vec::load(at) - top));
+        weight.store(at);
+        total += weight;
+      };
+      const auto some = [&](int64_t j) { weigh(j, [&](Vec weight) { return select(tile.mask(v, j), weight, T(0)); }); };
+      for (int64_t j = range.begin; j < range.full_begin; ++j) some(j);
+      for (int64_t j = range.full_begin; j < range.full_end; ++j) weigh(j, [](Vec weight) { return weight; });
+      for (int64_t j = range.full_end; j < range.end; ++j) some(j);
+      top.store(maximum + lane);
+      total.store(sum + lane);
+      factor.store(rescale + lane);
+    }
+  }
+
+ private:
+  static Vec raise(Vec top, const KeyTile<T>& tile, const typename KeyTile<T>::Range& range, int64_t v,
+                   const T* column) {
+    const auto score = [&](int64_t j) { return Vec::load(column + j * kQueries<T>); };
+    const auto some = [&](int64_t begin, int64_t end) {
+      for (int64_t j = begin; j < end; ++j) top = max(top, select(tile.mask(v, j), score(j), kLowest));
+    };
+    some(range.begin, range.full_begin);
+    some(range.full_end, range.end);
+    Vec other = top;  // two chains hide the latency of max
+    int64_t j = range.full_begin;
+    for (; j + 2 <= range.full_end; j += 2) {
+      top = max(top, score(j));
+      other = max(other, score(j + 1));
+    }
+    if (j < range.full_end) top = max(top, score(j));
+    return max(top, other);
+  }
+};
+
+/// Where a tile of queries stands in the work: batch, head and index of the tile, part of its keys.
+struct Unit {
+  int64_t batch, head, tile, part;
+};
+
+template <class T>
+class Forward {
+ public:
+  explicit Forward(const CausalAttentionFwd<T>& a) : a_(a), s_(a.shape), parts_(a.parts()) {}
+
+  void run(Cpu cpu) const {
+    const int64_t units = a_.units(), pieces = Args::Tiling::pieces(units);
+    parallel_for(cpu, pieces, [&](int64_t piece) {
+      T* const scratch = a_.workspace + piece * a_.scratch_size();
+      for (int64_t unit = piece * units / pieces; unit < (piece + 1) * units / pieces; ++unit) attend(unit, scratch);
+    });
+    if (parts_ > 1) parallel_for(cpu, units / parts_, [&](int64_t tile) { combine(tile); });
+  }
+
+ private:
+  using Args = CausalAttentionFwd<T>;
+  using Vec = simd::Vec<T>;
+
+  Unit place(int64_t unit) const {
+    const int64_t tiles = Args::Tiling::tiles(s_), row = unit / parts_;
+    // The last tiles see the most keys, so they come first.
+    return {row / tiles / s_.H, row / tiles % s_.H, tiles - 1 - row % tiles, unit % parts_};
+  }
+
+  // One tile of queries against all its keys, or one part of them.
+  void attend(int64_t unit, T* scratch) const {
+    const Unit at = place(unit);
+    const QueryTile<T> queries(s_, at.tile);
+    const auto q = head_rows(a_.q, a_.q_strides, at.batch, at.head);
+    const auto k = head_rows(a_.k, a_.k_strides, at.batch, at.head);
+    const auto v = head_rows(a_.v, a_.v_strides, at.batch, at.head);
+    const int64_t keys = queries.keys_end - queries.keys_begin;
+    const int64_t begin = queries.keys_begin + at.part * keys / parts_;
+    const int64_t end = queries.keys_begin + (at.part + 1) * keys / parts_;
+    const Rows<T> y = parts_ > 1 ? Rows<T>{partial(unit), s_.dh} : results(at, queries);
+
+    T* const transposed = scratch;
+    T* const weights = scratch + s_.dh * kQueries<T>;
+    const T scale = a_.beta ? a_.beta[at.head] : T(a_.scale);
+    pack_transposed({q[queries.first], q.stride}, queries.count, s_.dh, scale, transposed);
+    std::optional<DropoutFactors<T>> dropout;
+    if (a_.dropout.rate > 0) dropout.emplace(s_, a_.dropout, weights + Args::Tiling::kTile);
+    RunningSoftmax<T> softmax;
+    T inverse[kQueries<T>];
+    for (int64_t first = begin; first < end; first += kKeys<T>) {
+      const KeyTile<T> tile(s_, queries, first, end);
+      scores(tile, k, transposed, s_.dh, weights);
+      softmax.absorb(tile, weights);
+      if (dropout) thin(tile, dropout->make(at.batch * s_.H + at.head, queries, tile), weights);
+      const bool finish = parts_ == 1 && first + kKeys<T> >= end;
+      if (finish)
+        for (int64_t i = 0; i < queries.count; ++i) inverse[i] = 1 / softmax.sum[i];
+      band_product<Layout::columns>(BandProduct<T>{.a = weights,
+                                                   .a_row = kQueries<T>,
+                                                   .b = v[first],
+                                                   .b_row = v.stride,
+                                                   .c = y.data,
+                                                   .c_row = y.stride,
+                                                   .rows = queries.count,
+                                                   .columns = s_.dh,
+                                                   .depth = tile.count,
+                                                   .band = tile.sees,
+                                                   .add = first > begin,
+                                                   .before = softmax.rescale,
+                                                   .after = finish ? inverse : nullptr});
+    }
+    if (parts_ > 1) {
+      std::copy_n(softmax.maximum, kQueries<T>, maximum(unit));
+      std::copy_n(softmax.sum, kQueries<T>, sum(unit));
+    } else {
+      store_lse(at, queries, softmax.maximum, softmax.sum);
+    }
+  }
+
+  // Multiplies weights with what dropout leaves of them; their sums are not changed.
+  static void thin(const KeyTile<T>& tile, const T* factors, T* weights) {
+    for (int64_t v = 0; v < tile.vectors; ++v) {
+      const auto range = tile.range(v);
+      for (int64_t j = range.begin; j < range.end; ++j) {
+        const int64_t at = j * kQueries<T> + v * Vec::size;
+        (Vec::load(weights + at) * Vec::load(factors + at)).store(weights + at);
+      }
+    }
+  }
+
+  // Joins the parts of a tile, in their order.
+  void combine(int64_t row) const {
+    const int64_t first_unit = row * parts_;
+    const Unit at = place(first_unit);
+    const QueryTile<T> queries(s_, at.tile);
+    const Rows<T> y = results(at, queries);
+    T top[kQueries<T>], total[kQueries<T>];
+    for (int64_t i = 0; i < queries.count; ++i) {
+      top[i] = RunningSoftmax<T>::kLowest;
+      total[i] = 0;
+      for (int64_t part = 0; part < parts_; ++part) top[i] = std::max(top[i], maximum(first_unit + part)[i]);
+      std::fill_n(y[i], s_.dh, T(0));
+      for (int64_t part = 0; part < parts_; ++part) {
+        const T weight = std::exp(maximum(first_unit + part)[i] - top[i]);
+        const T* const source = partial(first_unit + part) + i * s_.dh;
+        total[i] += weight * sum(first_unit + part)[i];
+        for (int64_t d = 0; d < s_.dh; ++d) y[i][d] += weight * source[d];
+      }
+      for (int64_t d = 0; d < s_.dh; ++d) y[i][d] /= total[i];
+    }
+    store_lse(at, queries, top, total);
+  }
+
+  void store_lse(const Unit& at, const QueryTile<T>& queries, const T* maximum, const T* sum) const {
+    if (!a_.lse) return;
+    T* const lse = a_.lse + (at.batch * s_.H + at.head) * s_.Lq + queries.first;
+    for (int64_t i = 0; i < queries.count; i += Vec::size) {
+      const int64_t n = queries.count - i;
+      (Vec::load(maximum + i, n) + log(Vec::load(sum + i, n, T(1)))).store(lse + i, n);
+    }
+  }
+
+  Rows<T> results(const Unit& at, const QueryTile<T>& queries) const {
+    const auto y = head_rows(a_.y, a_.y_strides, at.batch, at.head);
+    return {y[queries.first], y.stride};
+  }
+  T* partial(int64_t unit) const { return a_.workspace + a_.partials_begin() + unit * a_.partial_size(); }
+  T* maximum(int64_t unit) const { return partial(unit) + s_.dh * kQueries<T>; }
+  T* sum(int64_t unit) const { return maximum(unit) + kQueries<T>; }
+
+  const Args& a_;
+  const AttentionShape& s_;
+  int64_t parts_;
+};
+
+}  // namespace
+
+template <class T>
+void run(Cpu cpu, const CausalAttentionFwd<T>& a) {
+  if (a.shape.work() < AttentionTiling<T>::kSerialWork) cpu.threads = 1;
+  if (a.shape.dh > 0) Forward<T>(a).run(cpu);
+}
+
+template void run(Cpu, const CausalAttentionFwd<float>&);
+template void run(Cpu, const CausalAttentionFwd<double>&);
+
+}  // namespace margay::kernels

@@ -1,0 +1,164 @@
+#pragma once
+#include <algorithm>
+#include <cstdint>
+
+#include "ops/causal_attention.h"
+#include "ops/cpu/band_product.h"
+#include "ops/cpu/dropout_mask.h"
+#include "ops/cpu/simd.h"
+
+// What forward and backward share: one tile of queries against one tile of keys. A tile of scores holds a row per key
+// and a lane per query, so that everything about the softmax of a query stays inside a lane.
+
+namespace margay::kernels::attention {
+
+template <class T>
+inline constexpr int64_t kQueries = AttentionTiling<T>::kQueries;
+template <class T>
+inline constexpr int64_t kKeys = AttentionTiling<T>::kKeys;
+
+/// Rows of one head of a [B,H,L,dh] view.
+template <class T>
+struct Rows {
+  T* data;
+  int64_t stride;
+  T* operator[](int64_t row) const { return data + row * stride; }
+};
+template <class T>
+Rows<T> head_rows(T* data, const HeadStrides& strides, int64_t batch, int64_t head) {
+  return {data + batch * strides.batch + head * strides.head, strides.row};
+}
+
+/// Queries first ... first + count - 1 of a head, and the keys that at least one of them sees.
+template <class T>
+struct QueryTile {
+  int64_t first, count, position, keys_begin, keys_end;
+
+  QueryTile(const AttentionShape& s, int64_t index)
+      : first(index * kQueries<T>),
+        count(std::min(kQueries<T>, s.Lq - first)),
+        position(s.offset() + first),
+        keys_begin(std::max<int64_t>(0, position - s.reach)),
+        keys_end(position + count) {}
+  /// Vectors of lanes in use.
+  int64_t vectors() const { return (count + simd::Vec<T>::size - 1) / simd::Vec<T>::size; }
+};
+
+/// The tile of `queries` against the keys first ... first + count - 1.
+template <class T>
+struct KeyTile {
+  using Vec = simd::Vec<T>;
+  int64_t first, count, vectors;
+  Band sees;  // query i of the tile sees the keys i + low ... i + high of the tile
+
+  KeyTile(const AttentionShape& s, const QueryTile<T>& queries, int64_t first, int64_t end)
+      : first(first),
+        count(std::min(kKeys<T>, end - first)),
+        vectors(queries.vectors()),
+        sees{queries.position - first - s.reach, queries.position - first} {}
+
+  /// Keys [begin, end) that some query of vector `v` sees, and [full_begin, full_end) that all of them see.
+  struct Range {
+    int64_t begin, full_begin, full_end, end;
+  };
+  Range range(int64_t v) const {
+    const int64_t i = v * Vec::size, last = i + Vec::size - 1;
+    Range r;
+    r.begin = std::clamp<int64_t>(i + sees.low, 0, count);
+    r.end = std::clamp<int64_t>(last + sees.high + 1, r.begin, count);
+    r.full_begin = std::clamp(last + sees.low, r.begin, r.end);
+    r.full_end = std::clamp(i + sees.high + 1, r.full_begin, r.end);
+    return r;
+  }
+  /// The queries of vector `v` that see key j.
+  simd::Mask<T> mask(int64_t v, int64_t j) const {
+    const int64_t i = v * Vec::size;
+    const auto limit = [](int64_t lane) { return Vec(T(std::clamp<int64_t>(lane, -1, Vec::size))); };
+    const Vec lane = Vec::iota();
+    return (lane >= limit(j - sees.high - i)) & (lane <= limit(j - sees.low - i));
+  }
+};
+
+/// transposed[d, i] = factor * rows[i][d], a lane per row; lanes up to the next full vector are 0.
+template <class T>
+void pack_transposed(const Rows<const T>& rows, int64_t count, int64_t dh, T factor, T* transposed) {
+  using Vec = simd::Vec<T>;
+  for (int64_t i = 0; i < count; i += Vec::size) {
+    for (int64_t d = 0; d < dh; d += Vec::size) {
+      Vec block[Vec::size];
+      for (int64_t r = 0; r < Vec::size; ++r)
+        block[r] = i + r < count ? Vec::load(rows[i + r] + d, dh - d) * factor : Vec(T(0));
+      simd::transpose(block);
+      const int64_t used = std::min<int64_t>(Vec::size, dh - d);
+      for (int64_t r = 0; r < used; ++r) block[r].store(transposed + (d + r) * kQueries<T> + i);
+    }
+  }
+}
+
+/// out[j, i] = keys[j] . queries[i] for the keys of a tile, in lanes that hold a query which sees key j, and in more.
+template <class T>
+void scores(const KeyTile<T>& tile, const Rows<const T>& keys, const T* transposed_queries, int64_t dh, T* out) {
+  constexpr int64_t size = simd::Vec<T>::size;
+  constexpr int64_t everything = int64_t{1} << 40;
+  const auto first_vector = [&](int64_t j) {
+    return std::min(std::max<int64_t>(0, j - tile.sees.high) / size, tile.vectors);
+  };
+  const auto end_vector = [&](int64_t j) {
+    const int64_t last = std::min(j - tile.sees.low, size * tile.vectors - 1);
+    return last < 0 ? 0 : last / size + 1;
+  };
+  for (int64_t begin = 0, end; begin < tile.count; begin = end) {
+    const int64_t low = first_vector(begin), high = end_vector(std::min(begin + size, tile.count) - 1);
+    end = std::min(begin + size, tile.count);
+    while (end < tile.count && first_vector(end) == low && end_vector(std::min(end + size, tile.count) - 1) == high)
+      end = std::min(end + size, tile.count);
+    if (low >= high) continue;
+    band_product<Layout::rows>(BandProduct<T>{.a = keys[tile.first + begin],
+                                              .a_row = keys.stride,
+                                              .b = transposed_queries + low * size,
+                                              .b_row = kQueries<T>,
+                                              .c = out + begin * kQueries<T> + low * size,
+                                              .c_row = kQueries<T>,
+                                              .rows = end - begin,
+                                              .columns = (high - low) * size,
+                                              .depth = dh,
+                                              .band = {-everything, everything}});
+  }
+}
+
+/// What dropout multiplies the weights of tiles with: 0 or 1 / (1 - rate).
+template <class T>
+class DropoutFactors {
+ public:
+  /// `memory` holds two tiles.
+  DropoutFactors(const AttentionShape& s, const AttentionDropout& dropout, T* memory)
+      : s_(s),
+        mask_(DropoutMask::make(dropout.rng, dropout.stream, dropout.rate)),
+        scale_(T(1 / (1 - dropout.rate))),
+        rows_(memory),
+        factors_(memory + kQueries<T> * kKeys<T>) {}
+
+  /// The factors of a tile of head `head` (of all batches), laid out as the scores.
+  const T* make(int64_t head, const QueryTile<T>& queries, const KeyTile<T>& tile) const {
+    static_assert(kKeys<T> == kDropoutElements);
+    for (int64_t i = 0; i < queries.count; ++i) {
+      const int64_t element = (head * s_.Lq + queries.first + i) * s_.Lk + tile.first, skip = element % 4;
+      const auto block = static_cast<uint64_t>(element / 4);
+      alignas(64) uint32_t words[2 * kDropoutElements];
+      dropout_words(mask_, block, words);
+      if (skip + tile.count > kDropoutElements)
+        dropout_words(mask_, block + kDropoutElements / 4, words + kDropoutElements);
+      for (int64_t j = 0; j < tile.count; ++j) rows_[i * kKeys<T> + j] = mask_.keeps(words[skip + j]) ? scale_ : T(0);
+    }
+    pack_transposed({rows_, kKeys<T>}, queries.count, tile.count, T(1), factors_);
+    return factors_;
+  }
+
+ private:
+  const AttentionShape& s_;
+  DropoutMask mask_;
+  T scale_;
+  T *rows_, *factors_;
+};
+
+}  // namespace margay::kernels::attention

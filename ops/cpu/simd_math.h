@@ -1,0 +1,224 @@
+#pragma once
+#include <array>
+
+#include "ops/cpu/simd.h"
+
+// Mathematical functions of vectors beyond exp. The f32 ones are polynomials (minimax fits made for this file) with the
+// stated error against the exact value, over all of f32 and on any instruction set; an ulp is the spacing of f32 at the
+// result. f64 lanes go through the standard library: they serve gradient checks, where only accuracy counts.
+
+namespace margay::simd {
+
+template <class T>
+typename Mask<T>::Native to_bits(Vec<T> x) {
+  typename Mask<T>::Native bits;
+  std::memcpy(&bits, &x.v, sizeof(bits));
+  return bits;
+}
+inline Vec<float> from_bits(Mask<float>::Native bits) {
+  Vec<float> x;
+  std::memcpy(&x.v, &bits, sizeof(bits));
+  return x;
+}
+/// |magnitude| with the sign of `sign`.
+inline Vec<float> copysign(Vec<float> magnitude, Vec<float> sign) {
+  return from_bits((to_bits(magnitude) & INT32_MAX) | (to_bits(sign) & INT32_MIN));
+}
+/// 2^e for -127 < e < 128.
+inline Vec<float> power_of_two(Mask<float>::Native e) { return from_bits((e + 127) << 23); }
+
+/// c0 + c1 x + c2 x^2 + ...
+template <class... Coefficients>
+[[gnu::always_inline]] inline Vec<float> polynomial(Vec<float> x, float c0, Coefficients... rest) {
+  if constexpr (sizeof...(rest) == 0)
+    return c0;
+  else
+    return polynomial(x, rest...) * x + c0;
+}
+
+inline constexpr float kInfinity = std::numeric_limits<float>::infinity();
+inline constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+// ln 2 in two parts, of which the first has so few bits that its product with an exponent is exact.
+inline constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
+
+// A normal x > 0 as mantissa * 2^exponent with sqrt(1/2) <= mantissa < sqrt(2).
+struct Scaled {
+  Vec<float> mantissa;
+  Mask<float>::Native exponent;
+};
+inline Scaled split_exponent(Vec<float> x) {
+  constexpr int32_t sqrt_half = 0x3f3504f3;
+  const Mask<float>::Native exponent = (to_bits(x) - sqrt_half) >> 23;
+  return {from_bits(to_bits(x) - (exponent << 23)), exponent};
+}
+// log(1 + f) + ln(2) * exponent for 1 + f in [sqrt(1/2), sqrt(2)): log(1 + f) = f - f^2/2 + f^3 q(f).
+inline Vec<float> log_of_scaled(Vec<float> f, Mask<float>::Native exponent) {
+  const Vec<float> n = __builtin_convertvector(exponent, Vec<float>::Native);
+  const Vec<float> q = polynomial(f, 0.333333126f, -0.250000096f, 0.200021186f, -0.166679959f, 0.142195527f,
+                                  -0.124055879f, 0.118881589f, -0.116756555f, 0.067466511f);
+  const Vec<float> square = f * f;
+  return (q * f * square + n * kLn2Low) - 0.5f * square + f + n * kLn2High;
+}
+
+/// Natural logarithm within 1 ulp; -infinity at 0, NaN below.
+inline Vec<float> log(Vec<float> x) {
+  const Mask<float> subnormal = x < std::numeric_limits<float>::min();
+  const auto [mantissa, exponent] = split_exponent(select(subnormal, x * 8388608.0f, x));
+  const Vec<float> y = log_of_scaled(mantissa - 1.0f, exponent + (subnormal.v & -23));
+  return select(x > 0.0f, select(x < kInfinity, y, x), select(x == 0.0f, -kInfinity, kNan));
+}
+
+/// log(1 + x) within 1.5 ulp; -infinity at -1, NaN below.
+inline Vec<float> log1p(Vec<float> x) {
+  const Vec<float> sum = x + 1.0f, added = sum - 1.0f;
+  const Vec<float> rest = (1.0f - (sum - added)) + (x - added);  // 1 + x = sum + rest, exactly
+  const auto [mantissa, exponent] = split_exponent(sum);
+  // 2^-exponent; where the rest no longer counts, any small number that is not subnormal.
+  const Vec<float> scale = power_of_two(exponent < 64 ? -exponent : Mask<float>::Native{} - 64);
+  const Vec<float> y = log_of_scaled((mantissa - 1.0f) + rest * scale, exponent);
+  return select(x > -1.0f, select(x < kInfinity, y, x), select(x == -1.0f, -kInfinity, kNan));
+}
+
+/// e^x - 1 within 2 ulp. With x = n ln(2) + r: 2^n (e^r - 1) + (2^n - 1).
+inline Vec<float> expm1(Vec<float> x) {
+  constexpr float log2e = 1.44269504088896341f;
+  constexpr float round_to_integer = 12582912.0f;  // 1.5 * 2^23, as in exp
+  constexpr float lowest = -18.0f, highest = 88.72283f;
+  const Vec<float> clamped = min(max(x, lowest), highest);
+  const Vec<float> n = (clamped * log2e + round_to_integer) - round_to_integer;
+  const Vec<float> high = clamped - n * kLn2High, low = n * kLn2Low;
+  const Vec<float> r = high - low;
+  const Vec<float> lost = (high - r) - low;
+  const Vec<float> q =
+      polynomial(r, 0.500000004f, 0.166666664f, 0.0416663579f, 0.00833337733f, 0.00139408739f, 0.000198545748f);
+  const Vec<float> p = r + (q * r * r + lost);
+  // Half of 2^n, because 2^128 is beyond f32 where the result is not.
+  const Vec<float> half = power_of_two(__builtin_convertvector(n.v, Mask<float>::Native) - 1);
+  const Vec<float> y = 2.0f * (half * p + (half - 0.5f));
+  return select(x == x, select(x > highest, kInfinity, y), x);
+}
+
+/// Within 3 ulp: t / (t + 2) with t = e^2|x| - 1.
+inline Vec<float> tanh(Vec<float> x) {
+  const Vec<float> t = expm1(2.0f * min(abs(x), 10.0f));
+  return select(x == x, copysign(t / (t + 2.0f), x), x);
+}
+
+/// 1 - erf(x) within 8 ulp where it is a normal number: e^(-x^2) / (1 + 0.4 |x|) times a polynomial in
+/// |x| / (1 + 0.4 |x|).
+inline Vec<float> erfc(Vec<float> x) {
+  const Vec<float> a = min(abs(x), 10.1f);
+  const Vec<float> t = 1.0f / (0.4f * a + 1.0f);
+  const Vec<float> p = t * polynomial(a * t, 1.0f, -0.728379784f, 0.257304639f, -0.0299147131f, -0.00677092037f,
+                                      0.00117296203f, 0.000471191329f, -3.43009107e-5f, -4.432798e-5f, 7.70673938e-6f);
+  // a^2 = square + lost: the part that rounding loses would be multiplied by the exponential.
+  const Vec<float> square = a * a, head = from_bits(to_bits(a) & ~0xfff), rest = a - head;
+  const Vec<float> lost = ((head * head - square) + 2.0f * head * rest) + rest * rest;
+  const Vec<float> tail = exp(-square) * (p - p * lost);
+  return select(x == x, select(x < 0.0f, 2.0f - tail, tail), x);
+}
+
+/// Error function within 1.5 ulp.
+inline Vec<float> erf(Vec<float> x) {
+  const Vec<float> small = x + x * polynomial(x * x, 0.128379166f, -0.376126258f, 0.112835852f, -0.026853812f,
+                                              0.00518832771f, -0.00080101937f, 7.8538612e-5f);
+  return select(abs(x) < 1.0f, small, copysign(1.0f - erfc(abs(x)), x));
+}
+
+// x = k pi/2 + r with |r| <= pi/4, reduced in f64; `quadrant` is k modulo 2^32. Requires |x| <= kLargestAngle.
+struct ReducedAngle {
+  Vec<float> r;
+  Mask<float>::Native quadrant;
+};
+inline constexpr float kLargestAngle = 1048576.0f;
+inline ReducedAngle reduce_angle(Vec<float> x) {
+  typedef float HalfLanes __attribute__((vector_size(kVectorBytes / 2)));
+  typedef int32_t HalfBits __attribute__((vector_size(kVectorBytes / 2)));
+  constexpr double two_over_pi = 0.63661977236758134, round_to_integer = 6755399441055744.0;  // 1.5 * 2^52
+  constexpr double pi_2_high = 1.5707963267341256, pi_2_low = 6.0771005065061922e-11;         // k * pi_2_high is exact
+  std::array<HalfLanes, 2> lanes;
+  std::array<HalfBits, 2> quadrants;
+  std::memcpy(&lanes, &x.v, sizeof(x.v));
+  for (size_t part = 0; part < 2; ++part) {
+    const Vec<double> angle(__builtin_convertvector(lanes[part], Vec<double>::Native));
+    const Vec<double> shifted = angle * two_over_pi + round_to_integer, k = shifted - round_to_integer;
+    lanes[part] = __builtin_convertvector(((angle - k * pi_2_high) - k * pi_2_low).v, HalfLanes);
+    quadrants[part] = __builtin_convertvector(to_bits(shifted), HalfBits);
+  }
+  ReducedAngle result;
+  std::memcpy(&result.r.v, &lanes, sizeof(result.r.v));
+  std::memcpy(&result.quadrant, &quadrants, sizeof(result.quadrant));
+  return result;
+}
+// sin(r + quadrant pi/2).
+inline Vec<float> sine_of(ReducedAngle angle) {
+  const Vec<float> r = angle.r, square = r * r;
+  const Vec<float> sine = r + r * square * polynomial(square, -0.166666549f, 0.00833217354f, -0.000195166558f);
+  const Vec<float> cosine =
+      (1.0f - 0.5f * square) + square * square * polynomial(square, 0.0416666467f, -0.00138873615f, 2.44377301e-5f);
+  const Vec<float> y = select(Mask<float>{(angle.quadrant & 1) != 0}, cosine, sine);
+  return from_bits(to_bits(y) ^ ((angle.quadrant & 2) << 30));
+}
+// Larger angles need more bits of pi than reduce_angle has; they, infinities and NaN are left to the standard library.
+inline bool needs_library(Vec<float> x) {
+  return reduce_max(select(abs(x) <= kLargestAngle, 0.0f, Vec<float>(1.0f))) > 0;
+}
+
+/// Within 2 ulp; angles in radians.
+inline Vec<float> sin(Vec<float> x) {
+  if (needs_library(x)) return map(x, [](float lane) { return std::sin(lane); });
+  return sine_of(reduce_angle(x));
+}
+/// Within 2 ulp; angles in radians.
+inline Vec<float> cos(Vec<float> x) {
+  if (needs_library(x)) return map(x, [](float lane) { return std::cos(lane); });
+  ReducedAngle angle = reduce_angle(x);
+  angle.quadrant += 1;
+  return sine_of(angle);
+}
+
+/// x^y = e^(y log x); a negative x needs an integer y. The relative error is below (4 + 2 |y log x|) 2^-24.
+inline Vec<float> pow(Vec<float> x, Vec<float> y) {
+  const Vec<float> size = exp(y * log(abs(x)));
+  constexpr float no_fraction = 8388608.0f, all_even = 16777216.0f;  // f32 from here on are integers, even integers
+  const auto truncated = [](Vec<float> v) {
+    const Vec<float> small = select(abs(v) < no_fraction, v, 0.0f);
+    const Vec<float> whole =
+        __builtin_convertvector(__builtin_convertvector(small.v, Mask<float>::Native), decltype(v.v));
+    return select(abs(v) < no_fraction, whole, v);
+  };
+  const Mask<float> integer = truncated(y) == y, even = truncated(0.5f * y) == 0.5f * y;
+  const Vec<float> of_negative = select(even | (abs(y) >= all_even), size, select(integer, -size, kNan));
+  return select(y == 0.0f, 1.0f, select(x < 0.0f, of_negative, size));
+}
+
+inline Vec<double> log(Vec<double> x) {
+  return map(x, [](double lane) { return std::log(lane); });
+}
+inline Vec<double> log1p(Vec<double> x) {
+  return map(x, [](double lane) { return std::log1p(lane); });
+}
+inline Vec<double> expm1(Vec<double> x) {
+  return map(x, [](double lane) { return std::expm1(lane); });
+}
+inline Vec<double> tanh(Vec<double> x) {
+  return map(x, [](double lane) { return std::tanh(lane); });
+}
+inline Vec<double> erf(Vec<double> x) {
+  return map(x, [](double lane) { return std::erf(lane); });
+}
+inline Vec<double> erfc(Vec<double> x) {
+  return map(x, [](double lane) { return std::erfc(lane); });
+}
+inline Vec<double> sin(Vec<double> x) {
+  return map(x, [](double lane) { return std::sin(lane); });
+}
+inline Vec<double> cos(Vec<double> x) {
+  return map(x, [](double lane) { return std::cos(lane); });
+}
+inline Vec<double> pow(Vec<double> x, Vec<double> y) {
+  for (int i = 0; i < Vec<double>::size; ++i) x.v[i] = std::pow(x.v[i], y.v[i]);
+  return x;
+}
+
+}  // namespace margay::simd

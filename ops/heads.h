@@ -1,0 +1,30 @@
+#pragma once
+#include "engine/tensor.h"
+
+// Views [B,H,L,dh] of memory in which heads may lie side by side: what ops on attention heads read and write.
+
+namespace margay {
+namespace kernels {
+
+/// Distances in elements inside a [B,H,L,dh] view whose last axis is contiguous.
+struct HeadStrides {
+  int64_t batch, head, row;
+};
+
+}  // namespace kernels
+
+inline kernels::HeadStrides head_strides(const Tensor& x) { return {x.strides()[0], x.strides()[1], x.strides()[2]}; }
+
+/// x [B,H,L,dh] itself where its last axis is contiguous in memory, else a contiguous copy.
+inline Tensor with_contiguous_rows(const Tensor& x) {
+  return x.dim(3) <= 1 || x.strides()[3] == 1 ? x : x.contiguous();
+}
+
+/// Part `index` of a buffer [B,L,parts,H,dh], as [B,H,L,dh].
+inline Tensor heads_view(const Tensor& buffer, int64_t index = 0) {
+  const int64_t B = buffer.dim(0), L = buffer.dim(1), parts = buffer.dim(2), H = buffer.dim(3), dh = buffer.dim(4);
+  return buffer.view({B, H, L, dh}, {L * parts * H * dh, dh, parts * H * dh, 1},
+                     buffer.numel() > 0 ? index * H * dh : 0);
+}
+
+}  // namespace margay

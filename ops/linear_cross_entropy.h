@@ -1,0 +1,85 @@
+#pragma once
+#include <algorithm>
+#include <cstdint>
+
+#include "ops/cross_entropy.h"
+
+namespace margay {
+
+/// loss, nll and argmax, as of cross_entropy().
+using LinearCrossEntropy = CrossEntropy;
+
+/// cross_entropy(h weight^T, targets) without the logits ever lying in memory: h [R, d], weight [V, d], targets i32
+/// [R], -100 = ignored. Ignored rows cost nothing; the others see the vocabulary in chunks, with a running maximum and
+/// sum (Milakov & Gimelshein 2018, arXiv:1805.02867), and the backward pass makes each chunk's logits again. Throws
+/// OpError for other targets outside [0, V) and sizes that do not fit.
+LinearCrossEntropy linear_cross_entropy(const Tensor& h, const Tensor& weight, const Tensor& targets);
+
+namespace kernels {
+
+/// How the [n, V] logits are cut, by their shape only. Groups are independent pieces of work: of words, whose parts of
+/// dh are then summed, or where the rows outnumber the words of rows, whose parts of dweight are summed. Inside a group
+/// logits are made in blocks of kRows x kWords.
+struct LossPieces {
+  static constexpr int64_t kRows = 256, kWords = 256;
+  int64_t row_groups = 1, word_groups = 1, rows_per_round = 0;
+
+  LossPieces(int64_t n, int64_t V, int64_t d) : rows_per_round(n) {
+    constexpr int64_t most = 16, fewest_rows = 128, fewest_words = 128, largest_workspace = 1 << 22;  // elements
+    if (n >= V && 8 * V * d <= largest_workspace) {
+      row_groups = std::clamp<int64_t>(n / fewest_rows, 1, most);
+      while (row_groups * V * d > largest_workspace) row_groups /= 2;
+    } else {
+      word_groups = std::clamp<int64_t>(V / fewest_words, 1, most);
+      const int64_t rows = largest_workspace / std::max<int64_t>(1, word_groups * d) / kRows * kRows;
+      rows_per_round = std::clamp<int64_t>(rows, std::min(n, kRows), n);
+    }
+  }
+  int64_t count() const { return row_groups * word_groups; }
+};
+
+/// `hidden` [n, d] receives the labelled rows of h, which `rows` [n] lists; it is h itself if all rows are labelled.
+/// row_max and inv_sum [n] as in CrossEntropyFwd.
+template <class T>
+struct LinearCrossEntropyFwd {
+  const T *h, *weight;
+  const int32_t *targets, *rows;
+  T *hidden, *loss, *nll, *row_max, *inv_sum;
+  int32_t* argmax;
+  T* workspace;
+  int32_t* best;  // [word groups, n]
+  int64_t R, V, d, n;
+
+  static int64_t best_size(int64_t n, int64_t V, int64_t d) { return LossPieces(n, V, d).word_groups * n; }
+  /// Elements: maximum and sum of each row in each group of words, the rows' target logits, a block for each group.
+  static int64_t workspace_size(int64_t n, int64_t V, int64_t d) {
+    const LossPieces pieces(n, V, d);
+    return (2 * pieces.word_groups + 1) * n + pieces.count() * LossPieces::kRows * LossPieces::kWords;
+  }
+};
+/// dloss or dnll may be null, not both; dh [R, d] or dweight may be null, which is then not wanted. dweight is added to
+/// what is there where `add_dweight`.
+template <class T>
+struct LinearCrossEntropyBwd {
+  const T *hidden, *weight;
+  const int32_t *targets, *rows;
+  const T *row_max, *inv_sum, *dloss, *dnll;
+  T *dh, *dweight;
+  bool add_dweight;
+  T* workspace;
+  int64_t R, V, d, n;
+
+  /// Elements: each group's block, its part of a round's dh and, with several groups of rows, of dweight.
+  static int64_t workspace_size(int64_t n, int64_t V, int64_t d) {
+    const LossPieces p(n, V, d);
+    const int64_t dweights = p.row_groups > 1 ? p.row_groups * V * d : 0;
+    return p.count() * LossPieces::kRows * LossPieces::kWords + p.word_groups * p.rows_per_round * d + dweights;
+  }
+};
+template <class T>
+void run(Cpu, const LinearCrossEntropyFwd<T>&);
+template <class T>
+void run(Cpu, const LinearCrossEntropyBwd<T>&);
+
+}  // namespace kernels
+}  // namespace margay

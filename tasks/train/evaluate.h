@@ -1,0 +1,36 @@
+#pragma once
+#include <cstdint>
+
+#include "models/language_model.h"
+#include "tasks/batch.h"
+#include "tasks/task.h"
+#include "tasks/train/metrics.h"
+
+namespace margay {
+
+/// A batch as LanguageModel::loss takes it.
+struct LossInputs {
+  Tensor ids;            ///< i32 [examples, columns]
+  Tensor rows, targets;  ///< i32 [R], as batch.rows, and the target at each: kIgnoredTarget where the row is padding
+};
+LossInputs loss_inputs(const Batch& batch, Device device);
+
+/// What the scored positions of several batches add up to.
+struct LossSum {
+  double loss = 0;  ///< of all positions together, in nats
+  int64_t correct = 0, labels = 0;
+
+  /// NaN without a scored position.
+  double mean_loss() const;
+  double accuracy() const;
+};
+
+/// Runs the model forward and backward on one of the batches that share `all_labels` scored positions. Over all of them
+/// the gradients add up to those of the mean loss of all positions, however the positions are spread. `rng` as for
+/// LanguageModel::loss.
+void add_gradients(const LanguageModel& model, const Batch& batch, int64_t all_labels, const Tensor& rng, LossSum& sum);
+
+/// Loss and accuracy on all examples of a split, `batch_size` at a time, without dropout.
+Evaluation evaluate(const LanguageModel& model, const Task& task, Split split, int64_t batch_size);
+
+}  // namespace margay

@@ -1,0 +1,202 @@
+// Products of the CPU kernels against plain loops in double.
+
+#include <doctest/doctest.h>
+#include <fmt/format.h>
+
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "engine/rng.h"
+#include "ops/cpu/parallel_gemm.h"
+
+namespace margay::test {
+namespace {
+
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+
+// A matrix inside a larger block whose other elements are NaN: reading them would show.
+template <class T>
+struct Matrix {
+  int64_t rows, columns, ld;
+  std::vector<T> data;
+
+  Matrix(int64_t rows, int64_t columns, int64_t padding, uint64_t seed)
+      : rows(rows), columns(columns), ld(columns + padding), data(static_cast<size_t>(rows * ld), T(kNan)) {
+    RandomStream random(seed, hash_name("gemm_test"));
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t j = 0; j < columns; ++j) at(i, j) = static_cast<T>(2 * random.uniform64() - 1);
+  }
+  T& at(int64_t i, int64_t j) { return data[static_cast<size_t>(i * ld + j)]; }
+  T at(int64_t i, int64_t j) const { return data[static_cast<size_t>(i * ld + j)]; }
+};
+
+struct Case {
+  bool trans_a, trans_b;
+  int64_t m, n, k;
+  double alpha, beta;
+};
+
+template <class T>
+std::string wrong_element(const Case& c, const Matrix<T>& a, const Matrix<T>& b, const Matrix<T>& before,
+                          const Matrix<T>& after) {
+  const double tolerance = (std::is_same_v<T, float> ? 1e-6 : 1e-14) * static_cast<double>(8 + c.k);
+  for (int64_t i = 0; i < c.m; ++i) {
+    for (int64_t j = 0; j < c.n; ++j) {
+      double sum = 0;
+      for (int64_t p = 0; p < c.k; ++p)
+        sum += static_cast<double>(c.trans_a ? a.at(p, i) : a.at(i, p)) *
+               static_cast<double>(c.trans_b ? b.at(j, p) : b.at(p, j));
+      double expected = c.alpha * sum;
+      if (c.beta != 0) expected += c.beta * static_cast<double>(before.at(i, j));
+      if (!(std::abs(static_cast<double>(after.at(i, j)) - expected) <= tolerance))
+        return fmt::format("[{},{}]: {}, expected {}", i, j, after.at(i, j), expected);
+    }
+    for (int64_t j = c.n; j < after.ld; ++j)
+      if (!std::isnan(after.at(i, j))) return fmt::format("wrote behind the end of row {}", i);
+  }
+  return {};
+}
+
+template <class T>
+void check(const Case& c) {
+  CAPTURE(c.trans_a);
+  CAPTURE(c.trans_b);
+  CAPTURE(c.m);
+  CAPTURE(c.n);
+  CAPTURE(c.k);
+  CAPTURE(c.beta);
+  const Matrix<T> a(c.trans_a ? c.k : c.m, c.trans_a ? c.m : c.k, 3, 1);
+  const Matrix<T> b(c.trans_b ? c.n : c.k, c.trans_b ? c.k : c.n, 5, 2);
+  Matrix<T> before(c.m, c.n, 7, 3);
+  if (c.beta == 0) std::fill(before.data.begin(), before.data.end(), T(kNan));  // not initialised
+  Matrix<T> after = before;
+  blas::gemm(c.trans_a, c.trans_b, c.m, c.n, c.k, T(c.alpha), a.data.data(), a.ld, b.data.data(), b.ld, T(c.beta),
+             after.data.data(), after.ld);
+  CHECK(wrong_element(c, a, b, before, after) == "");
+}
+
+void check_all_forms(int64_t m, int64_t n, int64_t k, double alpha, double beta) {
+  for (const bool trans_a : {false, true}) {
+    for (const bool trans_b : {false, true}) {
+      check<float>({trans_a, trans_b, m, n, k, alpha, beta});
+      check<double>({trans_a, trans_b, m, n, k, alpha, beta});
+    }
+  }
+}
+
+}  // namespace
+
+TEST_CASE("gemm: sizes around the edges of its tiles") {
+  for (const int64_t m : {1, 3, 8, 13, 33})
+    for (const int64_t n : {1, 15, 16, 17, 32, 50})
+      for (const int64_t k : {1, 16, 29}) check_all_forms(m, n, k, 1, 0);
+}
+
+TEST_CASE("gemm: more than one block along each axis") {
+  check_all_forms(300, 40, 20, 1, 1);
+  check_all_forms(20, 600, 20, 1, 0);
+  check_all_forms(20, 40, 300, 1, 1);
+  check<float>({false, true, 520, 530, 540, 1, 0});
+}
+
+TEST_CASE("gemm: alpha and beta") {
+  for (const double beta : {0.0, 1.0, -0.5}) {
+    check_all_forms(9, 35, 7, -2, beta);
+    check_all_forms(2, 5, 140, 0.5, beta);
+  }
+}
+
+TEST_CASE("gemm: empty sums scale or clear C, empty products do nothing") {
+  for (const double beta : {0.0, 1.0, 2.0}) {
+    check_all_forms(3, 4, 0, 1, beta);
+    check_all_forms(0, 4, 3, 1, beta);
+    check_all_forms(4, 0, 3, 1, beta);
+    check_all_forms(3, 4, 5, 0, beta);
+  }
+}
+
+TEST_CASE("gemm: alpha = 0 reads neither A nor B") {
+  const std::vector<float> nan(64, std::numeric_limits<float>::quiet_NaN());
+  std::vector<float> c(64, 3.0f);
+  blas::gemm(false, false, 8, 8, 8, 0.0f, nan.data(), 8, nan.data(), 8, 1.0f, c.data(), 8);
+  CHECK(c == std::vector<float>(64, 3.0f));
+}
+
+TEST_CASE("gemm: NaN and infinity in the factors reach the result") {
+  std::vector<float> a(16 * 16, 1.0f), c(16 * 16);
+  const std::vector<float> b(16 * 16, 0.0f);
+  a[16 * 3 + 5] = std::numeric_limits<float>::quiet_NaN();
+  a[16 * 4 + 2] = std::numeric_limits<float>::infinity();
+  blas::gemm(false, false, 16, 16, 16, 1.0f, a.data(), 16, b.data(), 16, 0.0f, c.data(), 16);
+  CHECK(std::isnan(c[16 * 3]));
+  CHECK(std::isnan(c[16 * 4]));  // infinity * 0
+  CHECK(c[16 * 5] == 0);
+}
+
+TEST_CASE("gemm_bias: every row starts from the bias") {
+  for (const int64_t m : {1, 9, 70}) {
+    for (const int64_t k : {0, 5, 150}) {
+      CAPTURE(m);
+      CAPTURE(k);
+      const int64_t n = 37;
+      const Matrix<float> a(m, k, 1, 4), b(n, k, 2, 5), bias(1, n, 0, 6);
+      Matrix<float> rows(m, n, 3, 7), product = rows;
+      for (int64_t i = 0; i < m; ++i)
+        for (int64_t j = 0; j < n; ++j) rows.at(i, j) = bias.at(0, j);
+      blas::gemm_bias(m, n, k, a.data.data(), a.ld, b.data.data(), b.ld, bias.data.data(), product.data.data(),
+                      product.ld);
+      CHECK(wrong_element({false, true, m, n, k, 1, 1}, a, b, rows, product) == "");
+      blas::gemm_bias<float>(m, n, k, a.data.data(), a.ld, b.data.data(), b.ld, nullptr, product.data.data(),
+                             product.ld);
+      CHECK(wrong_element({false, true, m, n, k, 1, 0}, a, b, rows, product) == "");
+    }
+  }
+}
+
+TEST_CASE("gemm: the same bits when several threads call at once") {
+  const Matrix<float> a(60, 70, 0, 8), b(50, 70, 0, 9);
+  const auto multiply = [&](std::vector<float>& c) {
+    blas::gemm(false, true, 60, 50, 70, 1.0f, a.data.data(), a.ld, b.data.data(), b.ld, 0.0f, c.data(), 50);
+    blas::gemm(false, true, 2, 50, 70, 1.0f, a.data.data(), a.ld, b.data.data(), b.ld, 1.0f, c.data(), 50);
+  };
+  std::vector<float> expected(60 * 50);
+  multiply(expected);
+  std::vector<std::vector<float>> results(32, std::vector<float>(60 * 50));
+  parallel_for(Cpu{4}, 32, [&](int64_t i) { multiply(results[static_cast<size_t>(i)]); });
+  for (const std::vector<float>& result : results) CHECK(result == expected);
+}
+
+TEST_CASE("parallel_gemm and split_k_gemm equal the plain product") {
+  const int64_t m = 70, n = 45, k = 1500;
+  const Matrix<double> a(k, m, 0, 10), b(k, n, 0, 11);
+  Matrix<double> c(m, n, 0, 12);
+  const Matrix<double> before = c;
+  blas::parallel_gemm(Cpu{3}, true, false, m, n, k, 1.0, a.data.data(), a.ld, b.data.data(), b.ld, 1.0, c.data.data(),
+                      c.ld);
+  CHECK(wrong_element({true, false, m, n, k, 1, 1}, a, b, before, c) == "");
+  std::vector<double> workspace(3 * 70 * 45, kNan);
+  for (const bool add : {false, true}) {
+    c = before;
+    blas::split_k_gemm(Cpu{3}, 3, true, false, m, n, k, a.data.data(), a.ld, b.data.data(), b.ld, add, c.data.data(),
+                       workspace.data());
+    CHECK(wrong_element({true, false, m, n, k, 1, add ? 1.0 : 0.0}, a, b, before, c) == "");
+  }
+}
+
+TEST_CASE("blocks of a product cover it once") {
+  for (const int64_t m : {0, 1, 100, 257, 5000}) {
+    for (const int64_t n : {0, 1, 33, 513, 1100}) {
+      const blas::Blocks blocks(m, n, 64);
+      int64_t area = 0;
+      for (int64_t i = 0; i < blocks.count(); ++i) {
+        const auto [row, column, rows, columns] = blocks[i];
+        CHECK((rows > 0 && columns > 0 && row + rows <= m && column + columns <= n));
+        area += rows * columns;
+      }
+      CHECK(area == m * n);
+    }
+  }
+}
+
+}  // namespace margay::test

@@ -1,0 +1,27 @@
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "engine/types.h"
+
+namespace margay::cli {
+
+/// Something to time.
+struct BenchRow {
+  std::string name;
+  int64_t tokens = 0;  ///< of one call; 0 where that means nothing
+  double flops = 0;    ///< of one call; 0 where they are not the point
+  /// Prepares it; what it returns is called and timed again and again.
+  std::function<std::function<void()>(Device)> prepare;
+};
+
+/// train/MODEL-L64 ...: whole training steps on multi-query associative recall, V = 8192, d = 64, batch 64, making the
+/// examples included. `attention` has two layers and learned positions, `cat` one layer with depthwise filters of width
+/// 4 on q, k and v; both have tied embeddings and no MLP.
+std::vector<BenchRow> training_rows();
+/// op/NAME: single ops on shapes of those models, `forward` and `forward and backward`.
+std::vector<BenchRow> op_rows();
+
+}  // namespace margay::cli
