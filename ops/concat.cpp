@@ -51,20 +51,56 @@ const Op chunk_op{
           {.inputs = {mask({2, 4})}, .call = halves, .name = "booleans"}};
     }};
 
-// Writes the cotangents of the parts side by side into dx, or adds them to it.
-void join_cotangents(const VjpContext& context, int axis, std::span<const int64_t> sizes, const Tensor& dx,
-                     bool adding) {
+// The stride between rows where x can be seen as rows of contiguous elements, the axes from `axis` on; else -1.
+int64_t row_stride(const Tensor& x, int axis) {
+  int64_t length = 1, stride = -1, next = 0;
+  for (int i = x.ndim() - 1; i >= 0; --i) {
+    const int64_t size = x.dim(i), own = x.strides()[i];
+    if (size == 1) continue;
+    if (i >= axis) {
+      if (own != length) return -1;
+      length *= size;
+    } else {
+      if (stride >= 0 && own != next) return -1;
+      if (stride < 0) stride = own;
+      next = own * size;
+    }
+  }
+  return stride >= 0 ? stride : length;
+}
+
+// Copies the parts side by side into y, which is contiguous. Short rows are written row by row: part by part, every
+// page and often every cache line of y would be visited several times.
+void join(const Op& op, std::span<const Tensor> parts, int axis, const Tensor& y) {
+  constexpr int64_t longest_row = 8192;
+  int64_t rows = 1;
+  for (int i = 0; i < axis; ++i) rows *= y.dim(i);
+  const int64_t row_length = rows > 0 ? y.numel() / rows : 0;
+  bool by_rows = rows > 1 && row_length <= longest_row && parts.size() <= kernels::JoinRows<float>::kMaxParts;
+  for (const Tensor& part : parts) by_rows = by_rows && row_stride(part, axis) >= 0;
+  if (by_rows) {
+    op.launch<kernels::JoinRows>(y, [&]<class T>(kernels::JoinRows<T>& a) {
+      for (const Tensor& part : parts)
+        a.parts[a.count++] = {part.strided<T>().data, part.numel() / rows, row_stride(part, axis)};
+      a.y = y.data<T>();
+      a.rows = rows;
+      a.row_length = row_length;
+    });
+    return;
+  }
+  int64_t start = 0;
+  for (const Tensor& part : parts) {
+    slice(y, axis, start, start + part.dim(axis)).copy_from(part);
+    start += part.dim(axis);
+  }
+}
+
+// Adds the cotangents of the parts, side by side, to dx.
+void add_cotangents(const VjpContext& context, int axis, std::span<const int64_t> sizes, const Tensor& dx) {
   int64_t start = 0;
   for (size_t i = 0; i < sizes.size(); start += sizes[i++]) {
     const Tensor& dy = context.cotangent(i);
-    const Tensor part = slice(dx, axis, start, start + sizes[i]);
-    if (adding && dy.defined()) {
-      backend(dx.device()).accumulate(part.region(), dy.region());
-    } else if (dy.defined()) {
-      part.copy_from(dy);
-    } else if (!adding) {
-      part.fill(0);
-    }
+    if (dy.defined()) backend(dx.device()).accumulate(slice(dx, axis, start, start + sizes[i]).region(), dy.region());
   }
 }
 
@@ -79,11 +115,19 @@ Tensors parts_of(const Op& op, const Tensor& x, int axis, std::vector<int64_t> s
       start += size;
     }
   }
-  const auto vjp = [axis, sizes = std::move(sizes), shape = x.shape(), dtype = x.dtype(),
+  const auto vjp = [&op, axis, sizes = std::move(sizes), shape = x.shape(), dtype = x.dtype(),
                     device = x.device()](const VjpContext& context) {
-    const bool adding = context.destination(0).defined();
-    const Tensor dx = adding ? context.destination(0) : empty(shape, dtype, device);
-    join_cotangents(context, axis, sizes, dx, adding);
+    if (context.destination(0).defined()) {
+      add_cotangents(context, axis, sizes, context.destination(0));
+      return Tensors{context.destination(0)};
+    }
+    Tensors cotangents;
+    for (size_t i = 0; i < sizes.size(); ++i) {
+      const Tensor& dy = context.cotangent(i);
+      cotangents.push_back(dy.defined() ? dy : expand(zeros({}, dtype, device), shape.with(axis, sizes[i])));
+    }
+    const Tensor dx = empty(shape, dtype, device);
+    join(op, cotangents, axis, dx);
     return Tensors{dx};
   };
   return op.record(std::move(parts), {x}, vjp, CotangentLayout::strided);
@@ -107,11 +151,7 @@ Tensor concat(std::span<const Tensor> tensors, int axis) {
   }
   const OpScope scope(concat_op.name());
   const Tensor y = empty(shape, first.dtype(), first.device());
-  int64_t start = 0;
-  for (const Tensor& tensor : tensors) {
-    slice(y, a, start, start + tensor.dim(a)).copy_from(tensor);
-    start += tensor.dim(a);
-  }
+  join(concat_op, tensors, a, y);
   const auto vjp = [a, sizes = std::move(sizes)](const VjpContext& context) {
     Tensors gradients(sizes.size());
     int64_t start = 0;

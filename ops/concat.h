@@ -1,8 +1,9 @@
 #pragma once
+#include <array>
 #include <initializer_list>
 #include <span>
 
-#include "engine/tensor.h"
+#include "engine/op.h"
 
 namespace margay {
 
@@ -31,4 +32,25 @@ inline Tensors split(const Tensor& x, int axis, std::initializer_list<int64_t> s
 /// split() into n >= 1 equal parts. Throws OpError if n does not divide the size of the axis.
 Tensors chunk(const Tensor& x, int axis, int64_t n);
 
+namespace kernels {
+
+/// Row r of y [rows, sum of lengths] is row r of all parts, one behind the other. The rows of a part are contiguous and
+/// `stride` elements apart.
+template <class T>
+struct JoinRows {
+  using dtypes = AllTypes;
+  struct Part {
+    const T* data;
+    int64_t length, stride;
+  };
+  static constexpr size_t kMaxParts = 8;
+  std::array<Part, kMaxParts> parts;
+  size_t count;
+  T* y;
+  int64_t rows, row_length;
+};
+template <class T>
+void run(Cpu, const JoinRows<T>&);
+
+}  // namespace kernels
 }  // namespace margay

@@ -55,7 +55,7 @@ Tensor add_index(const Op& op, const Tensor& dy, int axis, const Tensor& index, 
   const Tensor dx = destination.defined() ? destination : zeros(x_shape, dy.dtype(), dy.device());
   const Tensor order = empty({Sizes::order_size(split.size, count)}, DType::i32, dy.device());
   const Tensor edges =
-      empty({split.outer, Sizes::edge_rows(count, split.inner), split.inner}, acc_dtype(dy.dtype()), dy.device());
+      empty({split.outer, Sizes::pieces(count, split.inner), split.inner}, acc_dtype(dy.dtype()), dy.device());
   op.launch<kernels::AddIndex>(dy, [&]<class T>(kernels::AddIndex<T>& a) {
     a = {dy.data<T>(),
          index.data<int32_t>(),

@@ -55,7 +55,7 @@ struct AddIndex {
   const int32_t* index;
   T* dx;            // added to
   int32_t* order;   // workspace: [order_size(size, count)]
-  acc_t<T>* edges;  // workspace: [outer, edge_rows(count, inner), inner]
+  acc_t<T>* edges;  // workspace: [outer, pieces(count, inner), inner]
   int64_t outer, size, count, inner;
 
   static int64_t order_size(int64_t size, int64_t count) { return count + size + 1; }
@@ -67,11 +67,6 @@ struct AddIndex {
   static int64_t pieces(int64_t count, int64_t inner) {
     const int64_t grain = occurrences_per_piece(inner);
     return (count + grain - 1) / grain;
-  }
-  /// Two rows a piece, where there are several.
-  static int64_t edge_rows(int64_t count, int64_t inner) {
-    const int64_t n = pieces(count, inner);
-    return n > 1 ? 2 * n : 0;
   }
 };
 template <class T>

@@ -257,7 +257,7 @@ struct Elu {
   }
 };
 
-/// x P(x), P the distribution function of the standard normal, with full relative accuracy where it is tiny.
+/// x P(x), P the distribution function of the standard normal, without cancellation where it is tiny.
 struct Gelu {
   static constexpr Saves saves = Saves::input;
   template <class T>

@@ -1,7 +1,10 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
+#include <utility>
 
+#include "ops/cpu/gemm_kernel.h"
 #include "ops/cpu/simd.h"
 
 // Matrix products over a diagonal band, small enough for the caches: the inner loops of attention, where the band is
@@ -36,72 +39,103 @@ struct BandProduct {
 /// How A lies in memory: rows or columns contiguous.
 enum class Layout : uint8_t { rows, columns };
 
-// R rows and V vectors of columns of C, held in registers. `lanes` counts the columns of the last vector in use.
+// The first n < kLanes elements at p, zeros in the other lanes; and the way back.
+template <class T>
+blas::Lanes<T> load_some(const T* p, int64_t n) {
+  blas::Lanes<T> v{};
+  if constexpr (blas::kRegisterBytes == simd::kVectorBytes) {
+    return simd::load_partial(p, n, v);
+  } else {
+    std::memcpy(&v, p, static_cast<size_t>(n) * sizeof(T));
+    return v;
+  }
+}
+template <class T>
+void store_some(blas::Lanes<T> v, T* p, int64_t n) {
+  if constexpr (blas::kRegisterBytes == simd::kVectorBytes) {
+    simd::store_partial(p, n, v);
+  } else {
+    std::memcpy(p, &v, static_cast<size_t>(n) * sizeof(T));
+  }
+}
+
+// R rows and V registers of columns of C. `lanes` counts the columns of the register, if it is used in part. The band
+// is at least R wide.
 template <class T, Layout layout, int R, int V, bool partial>
 void band_block(const BandProduct<T>& p, int64_t row, int64_t column, int64_t lanes) {
-  using Vec = simd::Vec<T>;
+  using Lanes = blas::Lanes<T>;
+  constexpr int width = blas::kLanes<T>;
   const T* const a = p.a + (layout == Layout::rows ? row * p.a_row : row);
   const T* const b = p.b + column;
   T* const c = p.c + row * p.c_row + column;
-  const auto load = [&](const T* source) { return partial ? Vec::load(source, lanes) : Vec::load(source); };
-  Vec sum[R][V];
-  for (int r = 0; r < R; ++r) {
-    const Vec scale(p.before ? p.before[row + r] : T(1));
-    for (int v = 0; v < V; ++v) sum[r][v] = p.add ? load(c + r * p.c_row + v * Vec::size) * scale : Vec(T(0));
-  }
-  const auto step = [&](int64_t k, const auto& sees) {
-    Vec column_of_b[V];
-    for (int v = 0; v < V; ++v) column_of_b[v] = load(b + k * p.b_row + v * Vec::size);
-    for (int r = 0; r < R; ++r) {
-      if (!sees(r)) continue;
-      const Vec factor(layout == Layout::rows ? a[r * p.a_row + k] : a[k * p.a_row + r]);
-      for (int v = 0; v < V; ++v) sum[r][v] += factor * column_of_b[v];
+  const auto load = [&](const T* source) { return partial ? load_some(source, lanes) : blas::load(source); };
+  Lanes sum[R][V];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) sum[r][v] = Lanes{};
+  // Rows `first` ... `last` - 1 see k.
+  const auto step = [&]<int first, int last>(int64_t k) {
+    Lanes row_of_b[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) row_of_b[v] = load(b + k * p.b_row + v * width);
+#pragma GCC unroll 16
+    for (int r = first; r < last; ++r) {
+      const T factor = layout == Layout::rows ? a[r * p.a_row + k] : a[k * p.a_row + r];
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) sum[r][v] += factor * row_of_b[v];
     }
   };
-  // Where the band begins and ends only some of the rows take part.
-  const auto edge = [&](int64_t begin, int64_t end) {
-    for (int64_t k = begin; k < end; ++k)
-      step(k, [&](int r) { return k >= row + r + p.band.low && k <= row + r + p.band.high; });
+  const int64_t full_begin = row + R - 1 + p.band.low, full_end = row + 1 + p.band.high;
+  const auto inside = [&](int64_t k) { return k >= 0 && k < p.depth; };
+  // Where the band begins, one more row sees each k than the k before; where it ends, one less.
+  const auto edges = [&]<int... I>(std::integer_sequence<int, I...>) {
+    if (full_begin > 0)
+      ((inside(full_begin - (R - 1) + I) ? step.template operator()<0, I + 1>(full_begin - (R - 1) + I) : void()), ...);
+    for (int64_t k = std::max<int64_t>(0, full_begin), end = std::min(p.depth, full_end); k < end; ++k)
+      step.template operator()<0, R>(k);
+    if (full_end < p.depth) ((inside(full_end + I) ? step.template operator()<I + 1, R>(full_end + I) : void()), ...);
   };
-  const int64_t begin = std::max<int64_t>(0, row + p.band.low);
-  const int64_t end = std::min(p.depth, row + R + p.band.high);
-  const int64_t full_begin = std::max(begin, std::min(end, row + R - 1 + p.band.low));
-  const int64_t full_end = std::max(full_begin, std::min(end, row + 1 + p.band.high));
-  edge(begin, full_begin);
-  for (int64_t k = full_begin; k < full_end; ++k) step(k, [](int) { return true; });
-  edge(full_end, end);
+  edges(std::make_integer_sequence<int, R - 1>());
+#pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
-    const Vec scale(p.after ? p.after[row + r] : T(1));
+    const T before = p.before ? p.before[row + r] : T(1), after = p.after ? p.after[row + r] : T(1);
+#pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
-      T* const target = c + r * p.c_row + v * Vec::size;
-      const Vec result = sum[r][v] * scale;
+      T* const target = c + r * p.c_row + v * width;
+      if (p.add) sum[r][v] += before * load(target);
+      const Lanes result = sum[r][v] * after;
       if constexpr (partial) {
-        result.store(target, lanes);
+        store_some(result, target, lanes);
       } else {
-        result.store(target);
+        blas::store(result, target);
       }
     }
   }
 }
 
-// All rows of V vectors of columns: as many rows at once as there are registers for.
-template <class T, Layout layout, int V, bool partial = false>
+// All rows of V registers of columns, at most `most` at once.
+template <class T, Layout layout, int most, int V, bool partial = false>
 void band_columns(const BandProduct<T>& p, int64_t column, int64_t lanes = 0) {
-  constexpr int most = V == 4 ? 6 : V == 2 ? 12 : 16, some = 4;
+  const bool wide = p.band.high - p.band.low >= most;
   int64_t row = 0;
-  for (; row + most <= p.rows; row += most) band_block<T, layout, most, V, partial>(p, row, column, lanes);
-  for (; row + some <= p.rows; row += some) band_block<T, layout, some, V, partial>(p, row, column, lanes);
+  for (; wide && row + most <= p.rows; row += most) band_block<T, layout, most, V, partial>(p, row, column, lanes);
+  for (; wide && row + 4 <= p.rows; row += 4) band_block<T, layout, 4, V, partial>(p, row, column, lanes);
   for (; row < p.rows; ++row) band_block<T, layout, 1, V, partial>(p, row, column, lanes);
 }
 
 template <Layout layout, class T>
 void band_product(const BandProduct<T>& p) {
-  constexpr int64_t size = simd::Vec<T>::size;
+  constexpr int64_t width = blas::kLanes<T>;
+  constexpr bool many_registers = blas::kRegisterBytes == 64;  // 32, else 16: for sums, a row of B and a factor
   int64_t column = 0;
-  for (; column + 4 * size <= p.columns; column += 4 * size) band_columns<T, layout, 4>(p, column);
-  for (; column + 2 * size <= p.columns; column += 2 * size) band_columns<T, layout, 2>(p, column);
-  for (; column + size <= p.columns; column += size) band_columns<T, layout, 1>(p, column);
-  if (column < p.columns) band_columns<T, layout, 1, true>(p, column, p.columns - column);
+  if constexpr (many_registers)
+    for (; column + 4 * width <= p.columns; column += 4 * width) band_columns<T, layout, 6, 4>(p, column);
+  for (; column + 2 * width <= p.columns; column += 2 * width)
+    band_columns<T, layout, many_registers ? 12 : 6, 2>(p, column);
+  constexpr int most = many_registers ? 16 : 12;
+  for (; column + width <= p.columns; column += width) band_columns<T, layout, most, 1>(p, column);
+  if (column < p.columns) band_columns<T, layout, most, 1, true>(p, column, p.columns - column);
 }
 
 }  // namespace margay::kernels

@@ -184,11 +184,22 @@ void partial_tile(int64_t columns, int64_t depth, T alpha, const T* a, int64_t l
 // All rows of a panel, in tiles of kTileRows and then of ever fewer rows. `p` describes the panel's part of the
 // product.
 template <class T, int V, bool trans_a>
-void panel_rows(const Product<T>& p, const T* panel) {
+void panel_rows(const Product<T>& p, const T* panel, [[maybe_unused]] bool first) {
   int64_t i = 0;
   const auto tiles_of = [&]<int R>(std::integral_constant<int, R>) {
     for (; i + R <= p.m; i += R) {
       const T* const a = p.a + (trans_a ? i : i * p.lda);
+      if (i + 2 * R <= p.m) {
+#ifdef PFC
+        for (int r = 0; r < R; ++r)
+          for (int64_t j = 0; j < p.n; j += 64 / sizeof(T)) __builtin_prefetch(p.c + (i + R + r) * p.ldc + j, 1);
+#endif
+#ifdef PFA
+        if (!trans_a && first)
+          for (int r = 0; r < R; ++r)
+            for (int64_t j = 0; j < p.k; j += 64 / sizeof(T)) __builtin_prefetch(a + (R + r) * p.lda + j);
+#endif
+      }
       if (p.n == V * kLanes<T>) {
         tile<T, R, V, trans_a>(p.k, p.alpha, a, p.lda, panel, p.start.at(i, 0), p.c + i * p.ldc, p.ldc);
       } else {
@@ -223,9 +234,9 @@ void multiply(const Product<T>& p) {
           const bool narrow = part.n <= kLanes<T>;
           pack_panel<T, trans_b>(part.k, part.n, narrow ? kLanes<T> : kPanelColumns<T>, b, p.ldb, panel);
           if (narrow) {
-            panel_rows<T, 1, trans_a>(part, panel);
+            panel_rows<T, 1, trans_a>(part, panel, column == 0);
           } else {
-            panel_rows<T, 2, trans_a>(part, panel);
+            panel_rows<T, 2, trans_a>(part, panel, column == 0);
           }
         }
       }

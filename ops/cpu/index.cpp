@@ -57,11 +57,6 @@ int64_t sort_by_index(const int32_t* index, int64_t count, int64_t size, int32_t
   return placed;
 }
 
-template <class T>
-void add_row(const T* from, int64_t count, T* to) {
-  for (int64_t i = 0; i < count; ++i) to[i] += from[i];
-}
-
 // sum[i] += sum over the occurrences k of dy[order[k], i]; one sum for each element, in the order of k.
 template <class T>
 void add_occurrences(const T* dy, const int32_t* order, int64_t occurrences, int64_t inner, T* sum) {
@@ -115,39 +110,34 @@ void run(Cpu cpu, const TakeIndex<T>& a) {
   });
 }
 
-// The sorted occurrences are cut into pieces. Rows that end inside of a piece are its own; its first and its last row
-// may go on in its neighbours, so their sums wait in `edges` and are added afterwards, piece by piece.
+// The sorted occurrences are cut into pieces. A row that starts in a piece is written by it alone. What a piece has at
+// its begin of a row that may have started before waits in `edges` and is added afterwards, piece by piece.
 template <class T>
 void run(Cpu cpu, const AddIndex<T>& a) {
   const int64_t occurrences = sort_by_index(a.index, a.count, a.size, a.order);
-  const int64_t per_piece = AddIndex<T>::occurrences_per_piece(a.inner);
-  const int64_t edge_rows = AddIndex<T>::edge_rows(a.count, a.inner);
+  const int64_t per_piece = AddIndex<T>::occurrences_per_piece(a.inner),
+                edge_rows = AddIndex<T>::pieces(a.count, a.inner);
   const int64_t pieces = (occurrences + per_piece - 1) / per_piece;
-  const bool several = pieces > 1;
   const auto row_of = [&](int64_t k) { return a.index[a.order[k]]; };
-  const auto edges_of = [&](int64_t o, int64_t piece) { return a.edges + (o * edge_rows + 2 * piece) * a.inner; };
+  const auto dx_of = [&](int64_t o, int64_t k) { return a.dx + (o * a.size + row_of(k)) * a.inner; };
+  const auto edge_of = [&](int64_t o, int64_t piece) { return a.edges + (o * edge_rows + piece) * a.inner; };
 
   for_each_row(cpu, a.outer, pieces, std::min(occurrences, per_piece) * a.inner,
                [&](int64_t o, int64_t piece, int64_t) {
                  const int64_t begin = piece * per_piece, end = std::min(occurrences, begin + per_piece);
-                 if (several) std::fill_n(edges_of(o, piece), 2 * a.inner, T(0));
                  for (int64_t k = begin, next = k; k < end; k = next) {
                    while (next < end && row_of(next) == row_of(k)) ++next;
-                   T* sum = a.dx + (o * a.size + row_of(k)) * a.inner;
-                   if (several && k == begin) sum = edges_of(o, piece);
-                   if (several && k != begin && next == end) sum = edges_of(o, piece) + a.inner;
-                   add_occurrences(a.dy + o * a.count * a.inner, a.order + k, next - k, a.inner, sum);
+                   const bool edge = piece > 0 && k == begin;
+                   if (edge) std::fill_n(edge_of(o, piece), a.inner, T(0));
+                   add_occurrences(a.dy + o * a.count * a.inner, a.order + k, next - k, a.inner,
+                                   edge ? edge_of(o, piece) : dx_of(o, k));
                  }
                });
-  if (!several) return;
-
-  for_each_row(cpu, a.outer, 1, pieces * 2 * a.inner, [&](int64_t o, int64_t, int64_t) {
-    for (int64_t piece = 0; piece < pieces; ++piece) {
-      const int64_t first = row_of(piece * per_piece),
-                    last = row_of(std::min(occurrences, (piece + 1) * per_piece) - 1);
-      T* const dx = a.dx + o * a.size * a.inner;
-      add_row(edges_of(o, piece), a.inner, dx + first * a.inner);
-      if (last != first) add_row(edges_of(o, piece) + a.inner, a.inner, dx + last * a.inner);
+  for_each_row(cpu, pieces > 1 ? a.outer : 0, 1, pieces * a.inner, [&](int64_t o, int64_t, int64_t) {
+    for (int64_t piece = 1; piece < pieces; ++piece) {
+      const T* const sum = edge_of(o, piece);
+      T* const dx = dx_of(o, piece * per_piece);
+      for (int64_t i = 0; i < a.inner; ++i) dx[i] += sum[i];
     }
   });
 }

@@ -82,6 +82,14 @@ struct Variance {
   T finish(ReducePartial<T> a, int64_t n) const { return a.extra / (T(n) - T(correction)); }
 };
 
+// Joins neighbouring stretches pairwise, in order.
+template <class T, class Kind>
+ReducePartial<T> combine_all(const Kind& kind, const ReducePartial<T>* parts, int64_t count) {
+  if (count == 1) return parts[0];
+  const int64_t half = count / 2;
+  return kind.combine(combine_all(kind, parts, half), combine_all(kind, parts + half, count - half));
+}
+
 template <class T, class Kind>
 void reduce_rows(Cpu cpu, const ReduceFwd<T>& a, const Kind& kind) {
   const auto write = [&](int64_t row, ReducePartial<T> result) {
@@ -101,12 +109,7 @@ void reduce_rows(Cpu cpu, const ReduceFwd<T>& a, const Kind& kind) {
     const int64_t row = piece / stretches, begin = piece % stretches * a.kRowStretch;
     partials[piece] = kind.of(a.x + row * a.n, begin, std::min(a.n, begin + a.kRowStretch));
   });
-  for (int64_t row = 0; row < a.outer; ++row) {
-    const ReducePartial<T>* const parts = partials + row * stretches;
-    ReducePartial<T> result = parts[0];
-    for (int64_t i = 1; i < stretches; ++i) result = kind.combine(result, parts[i]);
-    write(row, result);
-  }
+  for (int64_t row = 0; row < a.outer; ++row) write(row, combine_all(kind, partials + row * stretches, stretches));
 }
 
 constexpr int64_t kColumnBlock = 64;

@@ -220,21 +220,4 @@ inline Vec<float> exp(Vec<float> x) {
   return select(x < lowest, 0.0f, scale_by_power_of_two(p, n));
 }
 
-/// Transposes a square block: lane j of rows[i] and lane i of rows[j] change places.
-template <class T>
-void transpose(Vec<T> (&rows)[Vec<T>::size]) {
-  constexpr int n = Vec<T>::size;
-  // Each round interleaves row i with row i + n / 2, which rotates the bits of (row, lane) by one place.
-  const auto round = [&]<int... I>(std::integer_sequence<int, I...>) {
-    Vec<T> out[n];
-    for (int i = 0; i < n / 2; ++i) {
-      const auto a = rows[i].v, b = rows[i + n / 2].v;
-      out[2 * i] = __builtin_shufflevector(a, b, (I / 2 + I % 2 * n)...);
-      out[2 * i + 1] = __builtin_shufflevector(a, b, (I / 2 + n / 2 + I % 2 * n)...);
-    }
-    for (int i = 0; i < n; ++i) rows[i] = out[i];
-  };
-  for (int done = 1; done < n; done *= 2) round(std::make_integer_sequence<int, n>());
-}
-
 }  // namespace margay::simd

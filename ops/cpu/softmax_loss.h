@@ -36,10 +36,13 @@ struct SoftmaxStats {
   }
 
  private:
+  // The first of the logits that equals `value`, which one of them does.
   static int64_t position_of(T value, const T* logits, int64_t count) {
-    int64_t j = 0;
-    while (j + 1 < count && !(logits[j] == value)) ++j;
-    return j;
+    using Vec = simd::Vec<T>;
+    Vec first(std::numeric_limits<T>::infinity()), position = Vec::iota();
+    for (int64_t j = 0; j < count; j += Vec::size, position += Vec(T(Vec::size)))
+      first = select(Vec::load(logits + j, count - j, value) == Vec(value), min(first, position), first);
+    return static_cast<int64_t>(-reduce_max(-first));
   }
 };
 

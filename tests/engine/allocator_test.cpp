@@ -223,8 +223,7 @@ TEST_CASE("where memory ends, the error says how much was asked for, live and pe
   } catch (const ResourceError& error) {
     message = error.what();
   }
-  CHECK(message ==
-        "fake: out of memory: asked for 10485760 bytes, live 3145728, peak 3145728, reserved 4194304");
+  CHECK(message == "fake: out of memory: asked for 10485760 bytes, live 3145728, peak 3145728, reserved 4194304");
   CHECK(allocator.counters().live == static_cast<int64_t>(3 * kMegabyte));
   CHECK_THROWS_AS(static_cast<void>(allocator.allocate(size_t{1} << 62)), ResourceError);
 

@@ -164,14 +164,12 @@ TEST_CASE("anomaly mode names the op of the first bad number") {
   {
     const AnomalyMode anomaly;
     CHECK(AnomalyMode::enabled());
-    CHECK(message_of<DivergedError>([&] { rms_norm(x, w); }) ==
-          "rms_norm: result f64[1,2] holds NaN or infinity");
+    CHECK(message_of<DivergedError>([&] { rms_norm(x, w); }) == "rms_norm: result f64[1,2] holds NaN or infinity");
   }
   const auto walk = [](double gradient) {
     const Tensor leaf = tape::leaf({1, 2});
-    const Tensor bad = tape::record("bad", leaf.clone(), {leaf}, [gradient](const VjpContext&) {
-      return Tensors{full({2}, gradient, DType::f64)};
-    });
+    const Tensor bad = tape::record("bad", leaf.clone(), {leaf},
+                                    [gradient](const VjpContext&) { return Tensors{full({2}, gradient, DType::f64)}; });
     tape::sum(tape::scale(bad, 2)).backward();
     return grad_of(leaf);
   };

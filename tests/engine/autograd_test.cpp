@@ -47,7 +47,7 @@ TEST_CASE("a second backward adds to the gradients of the first") {
 
 TEST_CASE("an expanded cotangent is not added to in place") {
   const Tensor x = tape::leaf({1, 2, 3});
-  const Tensor total = tape::sum(x);                                     // its VJP gives x a view of one element
+  const Tensor total = tape::sum(x);  // its VJP gives x a view of one element
   const Tensor other = tape::sum(tape::multiply(x, from_values({1.0, 10.0, 100.0}, {3})));
   for (const auto& [first, second] : {std::pair(total, other), std::pair(other, total)}) {
     Tensor(x).zero_grad();
@@ -165,7 +165,7 @@ TEST_CASE("a VJP is told what is wanted, and may add to what is there") {
       return Tensors{destination, zeros({9}, DType::f32)};  // what is not wanted is dropped unseen
     });
   };
-  const Tensor early = into(x, fixed);           // walked last: finds the gradient of the other use
+  const Tensor early = into(x, fixed);  // walked last: finds the gradient of the other use
   const Tensor late = tape::scale(x, 10);
   tape::sum(tape::add(early, late)).backward();
   CHECK(seen == std::vector<bool>{true, false});

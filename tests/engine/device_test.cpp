@@ -26,7 +26,8 @@ TEST_CASE("devices are read from text") {
   CHECK(to_string(Device{}) == "cpu");
   CHECK(to_string(Device{DeviceType::cuda, 0}) == "cuda");
   CHECK(to_string(Device{DeviceType::cuda, 3}) == "cuda:3");
-  for (const char* text : {"", "gpu", "CPU", "cuda:", "cuda:x", "cuda:-1", "cuda:1x", "cuda: 1", "cuda:99999999999", "cpu:0"})
+  for (const char* text :
+       {"", "gpu", "CPU", "cuda:", "cuda:x", "cuda:-1", "cuda:1x", "cuda: 1", "cuda:99999999999", "cpu:0"})
     CHECK_THROWS_AS(static_cast<void>(parse_device(text)), ConfigError);
   CHECK_FALSE(describe_devices().empty());
   CHECK(describe_devices()[0].substr(0, 3) == "cpu");

@@ -48,9 +48,15 @@ TEST_CASE("broadcasting follows NumPy") {
     Shape out;
   };
   const std::vector<Case> cases = {
-      {{2, 3}, {2, 3}, true, {2, 3}},  {{2, 3}, {3}, true, {2, 3}},       {{2, 3}, {}, true, {2, 3}},
-      {{2, 1}, {1, 5}, true, {2, 5}},  {{4, 1, 3}, {2, 1}, true, {4, 2, 3}}, {{0, 3}, {1, 3}, true, {0, 3}},
-      {{0, 3}, {3}, true, {0, 3}},     {{2, 3}, {2}, false, {}},          {{0}, {2}, false, {}},
+      {{2, 3}, {2, 3}, true, {2, 3}},
+      {{2, 3}, {3}, true, {2, 3}},
+      {{2, 3}, {}, true, {2, 3}},
+      {{2, 1}, {1, 5}, true, {2, 5}},
+      {{4, 1, 3}, {2, 1}, true, {4, 2, 3}},
+      {{0, 3}, {1, 3}, true, {0, 3}},
+      {{0, 3}, {3}, true, {0, 3}},
+      {{2, 3}, {2}, false, {}},
+      {{0}, {2}, false, {}},
   };
   for (const Case& c : cases) {
     CAPTURE(to_string(c.a));

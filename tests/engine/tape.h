@@ -3,7 +3,8 @@
 
 #include "engine/autograd.h"
 
-/// The few ops on f64 tensors that the engine's own tests need: it knows none, and its tests should not need any either.
+/// The few ops on f64 tensors that the engine's own tests need: it knows none, and its tests should not need any
+/// either.
 namespace margay::test::tape {
 
 /// A leaf that collects gradients.
@@ -30,8 +31,9 @@ Tensor zip(const Tensor& a, const Tensor& b, const Function& f) {
 
 /// a + b; the VJP returns its cotangent twice.
 inline Tensor add(const Tensor& a, const Tensor& b) {
-  return record("add", zip(a, b, [](double x, double y) { return x + y; }), {a, b},
-                [](const VjpContext& context) { return Tensors{context.cotangent(), context.cotangent()}; });
+  return record("add", zip(a, b, [](double x, double y) { return x + y; }), {a, b}, [](const VjpContext& context) {
+    return Tensors{context.cotangent(), context.cotangent()};
+  });
 }
 
 /// a * b, element by element; saves both.
@@ -46,7 +48,9 @@ inline Tensor multiply(const Tensor& a, const Tensor& b) {
 
 /// factor * x; saves nothing.
 inline Tensor scale(const Tensor& x, double factor) {
-  const auto scaled = [factor](const Tensor& t) { return zip(t, t, [factor](double v, double) { return v * factor; }); };
+  const auto scaled = [factor](const Tensor& t) {
+    return zip(t, t, [factor](double v, double) { return v * factor; });
+  };
   return record("scale", scaled(x), {x},
                 [scaled](const VjpContext& context) { return Tensors{scaled(context.cotangent())}; });
 }

@@ -92,8 +92,8 @@ TEST_CASE("a contiguous tensor is its own contiguous()") {
 }
 
 TEST_CASE("copies, with any strides, dtypes and sizes") {
-  for (const Shape& shape : {Shape{}, Shape{0, 3}, Shape{1}, Shape{5}, Shape{3, 4}, Shape{2, 3, 4, 5}, Shape{40, 3, 700},
-                             Shape{2, 1, 2, 1, 2, 1, 2}}) {
+  for (const Shape& shape : {Shape{}, Shape{0, 3}, Shape{1}, Shape{5}, Shape{3, 4}, Shape{2, 3, 4, 5},
+                             Shape{40, 3, 700}, Shape{2, 1, 2, 1, 2, 1, 2}}) {
     CAPTURE(to_string(shape));
     const Tensor source = random_uniform(shape, 3);
     const Tensor strided = as_strided_copy(source);
@@ -111,9 +111,18 @@ TEST_CASE("accumulate adds, and sums over broadcast axes, for any number of thre
   struct Case {
     Shape to, from;
   };
-  const std::vector<Case> cases = {{{4, 5}, {4, 5}},     {{5}, {4, 5}},          {{4, 1}, {4, 5}},   {{}, {4, 5}},
-                                   {{1, 1}, {4, 5}},     {{3, 1, 2}, {2, 3, 4, 2}}, {{}, {}},        {{3}, {0, 3}},
-                                   {{0, 2}, {4, 0, 2}},  {{70}, {500, 70}},      {{1}, {100000}},    {{130, 1}, {130, 900}},
+  const std::vector<Case> cases = {{{4, 5}, {4, 5}},
+                                   {{5}, {4, 5}},
+                                   {{4, 1}, {4, 5}},
+                                   {{}, {4, 5}},
+                                   {{1, 1}, {4, 5}},
+                                   {{3, 1, 2}, {2, 3, 4, 2}},
+                                   {{}, {}},
+                                   {{3}, {0, 3}},
+                                   {{0, 2}, {4, 0, 2}},
+                                   {{70}, {500, 70}},
+                                   {{1}, {100000}},
+                                   {{130, 1}, {130, 900}},
                                    {{2, 1, 3}, {2, 9000, 3}}};
   const int before = num_threads();
   for (const Case& c : cases) {

@@ -12,7 +12,7 @@ namespace margay::test {
 namespace {
 
 struct Case {
-  const char* name;
+  std::string name;
   Tensor (*function)(const Operand&, const Operand&);
   double (*exact)(double, double);
 };
@@ -36,7 +36,7 @@ double element(const Elements& values, const Shape& shape, const Index& at) {
 }  // namespace
 
 TEST_CASE("binary: broadcasting equals plain loops, also over views") {
-  const std::pair<Shape, Shape> shapes[] = {{{3, 4, 5}, {3, 4, 5}}, {{70000}, {70000}},    {{2000, 33}, {33}},
+  const std::pair<Shape, Shape> shapes[] = {{{3, 4, 5}, {3, 4, 5}}, {{40000}, {40000}},    {{1100, 33}, {33}},
                                             {{4, 1, 5}, {1, 3, 1}}, {{}, {2, 7}},          {{6, 1}, {1, 40}},
                                             {{5, 2, 3}, {5, 1, 3}}, {{2, 1, 1, 3}, {4, 1}}};
   for (const Case& c : kCases) {

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "engine/error.h"
+#include "ops/dropout.h"
 #include "tests/support/compare.h"
 
 namespace margay::test {
@@ -50,15 +51,25 @@ AttentionOptions options_of(const Case& c) {
   return options;
 }
 
-// Weight of key j for query i of every head, after softmax, and what dropout multiplies it with.
 using Table = std::vector<double>;
+
+// What dropout multiplies the weight of key j for query i of every head with.
+Table dropout_factors(const Case& c) {
+  Table factors(static_cast<size_t>(c.B * c.H * c.Lq * c.Lk), 1);
+  if (c.dropout == 0) return factors;
+  const AttentionOptions options = options_of(c);
+  const DropoutMask mask = DropoutMask::make(options.rng.data<int64_t>(), options.stream, c.dropout);
+  for (size_t i = 0; i < factors.size(); ++i) factors[i] = mask.keeps_element(i) ? 1 / (1 - c.dropout) : 0;
+  return factors;
+}
 
 struct Reference {
   Table y, dq, dk, dv, dbeta;
 };
 
 // The definition, row by row.
-Reference reference(const Case& c, const Inputs& in, const Table& keep) {
+Reference reference(const Case& c, const Inputs& in) {
+  const Table factors = dropout_factors(c);
   const auto q = in.q.to_vector<double>(), k = in.k.to_vector<double>(), v = in.v.to_vector<double>(),
              dy = in.dy.to_vector<double>();
   const auto beta = c.beta ? in.beta.to_vector<double>() : Table(static_cast<size_t>(c.H), 0.7);
@@ -77,7 +88,7 @@ Reference reference(const Case& c, const Inputs& in, const Table& keep) {
       Table p(static_cast<size_t>(c.Lk)), dp(static_cast<size_t>(c.Lk));
       double sum = 0, mean = 0;
       const auto key = [&](int64_t j) { return static_cast<size_t>((head * c.Lk + j) * c.dh); };
-      const auto kept = [&](int64_t j) { return keep.empty() ? 1.0 : keep[static_cast<size_t>(row * c.Lk + j)]; };
+      const auto kept = [&](int64_t j) { return factors[static_cast<size_t>(row * c.Lk + j)]; };
       for (int64_t j = first; j <= position; ++j)
         sum += p[static_cast<size_t>(j)] = std::exp(factor * dot(qi, &k[key(j)]));
       for (int64_t j = first; j <= position; ++j) {
@@ -101,10 +112,10 @@ Reference reference(const Case& c, const Inputs& in, const Table& keep) {
   return r;
 }
 
-void check_against_reference(const Case& c, const Table& keep = {}) {
+void check_against_reference(const Case& c) {
   CAPTURE(title(c));
   const Inputs in = inputs_of(c);
-  const Reference expected = reference(c, in, keep);
+  const Reference expected = reference(c, in);
   for (const DType dtype : {DType::f64, DType::f32}) {
     const double tolerance = dtype == DType::f64 ? 1e-12 : 2e-5;
     const Inputs own = inputs_of(c, dtype);
@@ -136,6 +147,13 @@ TEST_CASE("causal attention equals its definition, and so do its gradients") {
   }
   check_against_reference({3, 4, 65, 65, 24, 0, true});
   check_against_reference({5, 7, 33, 33, 8, 5, true});  // more heads than pieces for one group each
+}
+
+TEST_CASE("causal attention drops the weights that the dropout mask says") {
+  check_against_reference({2, 2, 5, 5, 4, 0, false, 0.5});
+  check_against_reference({1, 2, 65, 131, 8, 0, true, 0.2});  // rows of the mask begin inside of its blocks
+  check_against_reference({1, 1, 130, 133, 3, 70, false, 0.9});
+  check_against_reference({1, 1, 3, 2101, 8, 0, false, 0.3});
 }
 
 TEST_CASE("causal attention of few queries over many keys, cut into parts") {

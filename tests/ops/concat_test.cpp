@@ -39,6 +39,21 @@ TEST_CASE("concat, stack: elements stand where the definition says") {
   }
 }
 
+TEST_CASE("concat: parts whose rows are unevenly spaced, repeated or not contiguous") {
+  const Tensor x = random_uniform({4, 6, 3, 2}, 1), row = random_uniform({3, 2}, 2);
+  const Tensor parts[] = {slice(x, 1, 1, 4), slice(transpose(x, 0, 1), 1, 0, 3, 2), slice(x, 0, 0, 3),
+                          expand(row, {4, 3, 3, 2}), transpose(slice(x, 1, 0, 3), 2, 3)};
+  for (const Tensor& part : parts) {
+    for (const int axis : {0, 1, 2, 3}) {
+      CAPTURE(to_string(part.strides()));
+      CAPTURE(axis);
+      const Tensor other = random_uniform(part.shape().with(axis, 2), 3);
+      CHECK(same_bits(concat({part, other}, axis), concat({part.clone(), other}, axis)));
+      CHECK(same_bits(slice(concat({other, part}, axis), axis, 2, 2 + part.dim(axis)), part));
+    }
+  }
+}
+
 TEST_CASE("split, chunk: views that put together give the tensor again") {
   for (const DType dtype : kDTypes) {
     CAPTURE(name_of(dtype));
@@ -71,6 +86,26 @@ TEST_CASE("split: gradients from several places add up") {
     return Tensors{concat({first[2], slice(x, 1, 1, 4), second[0], first[0], x, second[0], third[1]}, 1)};
   };
   CHECK(gradcheck(call, {random_uniform({2, 6}, 3)}, {true}) == "");
+}
+
+TEST_CASE("split: the gradient is added to one that is there") {
+  Tensor x = random_uniform({256, 256}, 2);
+  x.set_requires_grad();
+  const Tensors first = chunk(x, 1, 2), second = chunk(x, 1, 4);
+  const Tensor y = concat({first[0], first[1], second[3], second[2], second[1], second[0]}, 1);
+  const Tensor dy = random_uniform({256, 512}, 3);
+  CachingAllocator& allocator = backend({}).allocator();
+  allocator.reset_peak();
+  const int64_t before = allocator.counters().live, bytes = x.numel() * 8;
+  y.backward(dy);
+  CHECK(allocator.counters().peak - before < bytes + bytes / 4);
+  const Elements e(dy);
+  CHECK(difference(x.grad(),
+                   from_function(x.shape(), DType::f64,
+                                 [&](const Index& i) {
+                                   return e(i) + e({i[0], 448 - i[1] / 64 * 64 + i[1] % 64});
+                                 }),
+                   1e-15) == "");
 }
 
 TEST_CASE("concat: only what needs a gradient gets one") {

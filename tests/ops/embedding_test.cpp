@@ -112,6 +112,11 @@ TEST_CASE("take_rows: zeros and no gradient for missing rows") {
                   })));
   y.backward(dy);
   CHECK(difference(x.grad(), summed_rows(dy, rows, x.shape()).to_tensor(DType::f64), 1e-15) == "");
+  Tensor wide = random_uniform({6, 64}, 3);
+  wide.set_requires_grad();
+  const Tensor many = random_uniform({1000}, 4, -1.99, 6).to(DType::i32), dwide = random_uniform({1000, 64}, 5);
+  take_rows(wide, many).backward(dwide);
+  CHECK(difference(wide.grad(), summed_rows(dwide, many, wide.shape()).to_tensor(DType::f64), 1e-12) == "");
   const Tensor none = take_rows(x, full({3}, -1, DType::i32));
   x.zero_grad();
   none.backward(random_uniform({3, 3}, 2));

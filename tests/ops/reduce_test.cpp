@@ -42,13 +42,15 @@ double max_of(const std::vector<double>& v) {
   return largest;
 }
 double logsumexp_of(const std::vector<double>& v) {
+  const double largest = max_of(v);
   double total = 0;
-  for (const double x : v) total += std::exp(x - max_of(v));
-  return max_of(v) + std::log(total);
+  for (const double x : v) total += std::exp(x - largest);
+  return largest + std::log(total);
 }
 double var_of(const std::vector<double>& v) {
+  const double mean = mean_of(v);
   double total = 0;
-  for (const double x : v) total += (x - mean_of(v)) * (x - mean_of(v));
+  for (const double x : v) total += (x - mean) * (x - mean);
   return total / static_cast<double>(v.size());
 }
 double norm_of(const std::vector<double>& v) {
@@ -58,7 +60,7 @@ double norm_of(const std::vector<double>& v) {
 }
 
 struct Case {
-  const char* name;
+  std::string name;
   Tensor (*function)(const Tensor&, const Axes&, bool);
   double (*exact)(const std::vector<double>&);
 };
@@ -99,7 +101,7 @@ TEST_CASE("reduce: every set of axes equals plain loops") {
 }
 
 TEST_CASE("reduce: long rows and columns, cut into stretches, are accurate in f32") {
-  for (const Shape& shape : {Shape{2, 100003}, Shape{100003, 2}, Shape{1500, 70}}) {
+  for (const Shape& shape : {Shape{2, 50003}, Shape{50003, 2}, Shape{1500, 70}}) {
     const Tensor x = random_uniform(shape, 5, 0.1, 1.1, DType::f32);
     for (const Case& c : kCases) {
       CAPTURE(c.name);

@@ -26,6 +26,8 @@ class TempDir {
   std::string file(std::string_view name) const { return (path_ / name).string(); }
   /// Writes a file and returns its path.
   std::string write(std::string_view name, std::string_view content) const {
+    std::error_code ignored;
+    std::filesystem::remove(path_ / name, ignored);  // some file systems wait for the disk when a file is overwritten
     std::ofstream(path_ / name, std::ios::binary) << content;
     return file(name);
   }

@@ -122,10 +122,7 @@ void CommandLine::example(const std::string& command, const std::string& help) {
 bool CommandLine::parse(const Arguments& arguments) const {
   CLI::App app;
   app.set_help_flag("-h,--help");
-  app.allow_extras();
-  // Words in brackets are words here, not lists.
-  std::vector<std::string> words;
-  app.add_option("words", words)->expected(-1)->allow_extra_args(false);
+  app.allow_extras();  // arguments by position are what is left over
   std::vector<std::string> values(options_.size());
   std::vector<CLI::Option*> parsed;
   for (size_t i = 0; i < options_.size(); ++i) {
@@ -142,7 +139,13 @@ bool CommandLine::parse(const Arguments& arguments) const {
     const std::string message = error.what(), option = message.substr(0, message.find(':'));
     throw ConfigError(option.starts_with("--") ? option + " takes one value, once" : message);
   }
-  if (!app.remaining().empty()) fail_unknown(app.remaining().front());
+  std::vector<std::string> words;
+  bool options_end = false;  // "--": what follows are words, whatever they look like
+  for (const std::string& word : app.remaining()) {
+    if (!options_end && word.starts_with('-') && word != "--") fail_unknown(word);
+    if (options_end || word != "--") words.push_back(word);
+    options_end = options_end || word == "--";
+  }
   set_arguments(words);
   for (size_t i = 0; i < options_.size(); ++i) {
     if (parsed[i]->count() > 0) {

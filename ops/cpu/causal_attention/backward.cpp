@@ -95,8 +95,8 @@ class Backward {
     const Rows<const T> q{head.q[queries.first], head.q.stride}, y{head.y[queries.first], head.y.stride};
     const Rows<const T> dy{head.dy[queries.first], head.dy.stride};
     const Rows<T> dq{head.dq[queries.first], head.dq.stride};
-    pack_transposed(q, queries.count, s_.dh, head.scale, scratch.queries);
-    pack_transposed(dy, queries.count, s_.dh, T(1), scratch.cotangents);
+    pack_transposed(q, queries.count, s_.dh, scratch.queries);
+    pack_transposed(dy, queries.count, s_.dh, scratch.cotangents);
     T delta[kQueries<T>], lse[kQueries<T>] = {};
     row_products(dy, y, queries.count, delta);
     std::copy_n(a_.lse + (head.batch * s_.H + head.head) * s_.Lq + queries.first, queries.count, lse);
@@ -106,7 +106,7 @@ class Backward {
       scores(tile, head.v, scratch.cotangents, s_.dh, scratch.dscores);
       const T* const factors =
           scratch.dropout ? scratch.dropout->make(head.batch * s_.H + head.head, queries, tile) : nullptr;
-      differentiate(tile, lse, delta, factors, scratch);
+      differentiate(tile, head.scale, lse, delta, factors, scratch);
       band_product<Layout::rows>(BandProduct<T>{.a = scratch.weights,
                                                 .a_row = kQueries<T>,
                                                 .b = dy.data,
@@ -151,7 +151,7 @@ class Backward {
   }
 
   // Scores become weights, and gradients of the weights become gradients of the scores.
-  static void differentiate(const KeyTile<T>& tile, const T* lse, const T* delta, const T* factors,
+  static void differentiate(const KeyTile<T>& tile, T scale, const T* lse, const T* delta, const T* factors,
                             const Scratch& scratch) {
     for (int64_t v = 0; v < tile.vectors; ++v) {
       const int64_t lane = v * Vec::size;
@@ -159,7 +159,7 @@ class Backward {
       const Vec shift = Vec::load(lse + lane), mean = Vec::load(delta + lane);
       for (int64_t j = range.begin; j < range.end; ++j) {
         const int64_t at = j * kQueries<T> + lane;
-        Vec weight = exp(Vec::load(scratch.weights + at) - shift), dweight = Vec::load(scratch.dscores + at);
+        Vec weight = exp(Vec::load(scratch.weights + at) * scale - shift), dweight = Vec::load(scratch.dscores + at);
         if (factors) dweight *= Vec::load(factors + at);
         (weight * (dweight - mean)).store(scratch.dscores + at);
         if (factors) weight *= Vec::load(factors + at);
@@ -170,18 +170,11 @@ class Backward {
 
   // products[i] = x[i] . y[i]
   void row_products(const Rows<const T>& x, const Rows<const T>& y, int64_t count, T* products) const {
-    for (int64_t i = 0; i < count; i += Vec::size) {
-      Vec block[Vec::size];
-      for (int64_t r = 0; r < Vec::size; ++r) {
-        block[r] = T(0);
-        if (i + r >= count) continue;
-        for (int64_t d = 0; d < s_.dh; d += Vec::size)
-          block[r] += Vec::load(x[i + r] + d, s_.dh - d) * Vec::load(y[i + r] + d, s_.dh - d);
-      }
-      simd::transpose(block);
-      Vec sum = block[0];
-      for (int64_t r = 1; r < Vec::size; ++r) sum += block[r];
-      sum.store(products + i);
+    for (int64_t i = 0; i < count; ++i) {
+      Vec sum(T(0));
+      for (int64_t d = 0; d < s_.dh; d += Vec::size)
+        sum += Vec::load(x[i] + d, s_.dh - d) * Vec::load(y[i] + d, s_.dh - d);
+      products[i] = reduce_add(sum);
     }
   }
 

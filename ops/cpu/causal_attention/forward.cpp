@@ -21,18 +21,18 @@ struct RunningSoftmax {
     std::fill_n(sum, kQueries<T>, T(0));
   }
 
-  /// Turns the scores of a tile into weights exp(score - maximum), 0 where a query does not see a key.
-  void absorb(const KeyTile<T>& tile, T* weights) {
+  /// Turns the scores of a tile into weights exp(scale score - maximum), 0 where a query does not see a key.
+  void absorb(const KeyTile<T>& tile, T scale, T* weights) {
     for (int64_t v = 0; v < tile.vectors; ++v) {
       const auto range = tile.range(v);
       const int64_t lane = v * Vec::size;
       T* const column = weights + lane;
-      const Vec before = Vec::load(maximum + lane), top = raise(before, tile, range, v, column);
+      const Vec before = Vec::load(maximum + lane), top = raise(before, tile, range, v, scale, column);
       const Vec factor = exp(before - top);
       Vec total = Vec::load(sum + lane) * factor;
       const auto weigh = [&](int64_t j, const auto& visible) {
         T* const at = column + j * kQueries<T>;
-        const Vec weight = visible(exp(Vec::load(at) - top));
+        const Vec weight = visible(exp(Vec::load(at) * scale - top));
         weight.store(at);
         total += weight;
       };
@@ -47,9 +47,9 @@ struct RunningSoftmax {
   }
 
  private:
-  static Vec raise(Vec top, const KeyTile<T>& tile, const typename KeyTile<T>::Range& range, int64_t v,
+  static Vec raise(Vec top, const KeyTile<T>& tile, const typename KeyTile<T>::Range& range, int64_t v, T scale,
                    const T* column) {
-    const auto score = [&](int64_t j) { return Vec::load(column + j * kQueries<T>); };
+    const auto score = [&](int64_t j) { return Vec::load(column + j * kQueries<T>) * scale; };
     const auto some = [&](int64_t begin, int64_t end) {
       for (int64_t j = begin; j < end; ++j) top = max(top, select(tile.mask(v, j), score(j), kLowest));
     };
@@ -110,7 +110,7 @@ class Forward {
     T* const transposed = scratch;
     T* const weights = scratch + s_.dh * kQueries<T>;
     const T scale = a_.beta ? a_.beta[at.head] : T(a_.scale);
-    pack_transposed({q[queries.first], q.stride}, queries.count, s_.dh, scale, transposed);
+    pack_transposed({q[queries.first], q.stride}, queries.count, s_.dh, transposed);
     std::optional<DropoutFactors<T>> dropout;
     if (a_.dropout.rate > 0) dropout.emplace(s_, a_.dropout, weights + Args::Tiling::kTile);
     RunningSoftmax<T> softmax;
@@ -118,7 +118,7 @@ class Forward {
     for (int64_t first = begin; first < end; first += kKeys<T>) {
       const KeyTile<T> tile(s_, queries, first, end);
       scores(tile, k, transposed, s_.dh, weights);
-      softmax.absorb(tile, weights);
+      softmax.absorb(tile, scale, weights);
       if (dropout) thin(tile, dropout->make(at.batch * s_.H + at.head, queries, tile), weights);
       const bool finish = parts_ == 1 && first + kKeys<T> >= end;
       if (finish)

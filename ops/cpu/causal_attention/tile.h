@@ -79,18 +79,19 @@ struct KeyTile {
   }
 };
 
-/// transposed[d, i] = factor * rows[i][d], a lane per row; lanes up to the next full vector are 0.
+/// transposed[d, i] = rows[i][d], a lane per row; lanes up to the next full vector are 0.
 template <class T>
-void pack_transposed(const Rows<const T>& rows, int64_t count, int64_t dh, T factor, T* transposed) {
-  using Vec = simd::Vec<T>;
-  for (int64_t i = 0; i < count; i += Vec::size) {
-    for (int64_t d = 0; d < dh; d += Vec::size) {
-      Vec block[Vec::size];
-      for (int64_t r = 0; r < Vec::size; ++r)
-        block[r] = i + r < count ? Vec::load(rows[i + r] + d, dh - d) * factor : Vec(T(0));
-      simd::transpose(block);
-      const int64_t used = std::min<int64_t>(Vec::size, dh - d);
-      for (int64_t r = 0; r < used; ++r) block[r].store(transposed + (d + r) * kQueries<T> + i);
+void pack_transposed(const Rows<const T>& rows, int64_t count, int64_t dh, T* transposed) {
+  constexpr int64_t block = blas::kLanes<T>, lanes = simd::Vec<T>::size;
+  for (int64_t i = 0; i < (count + lanes - 1) / lanes * lanes; i += block) {
+    for (int64_t d = 0; d < dh; d += block) {
+      T* const to = transposed + d * kQueries<T> + i;
+      if (i + block <= count && d + block <= dh) {
+        blas::transpose_block(rows[i] + d, rows.stride, to, kQueries<T>);
+        continue;
+      }
+      for (int64_t c = 0; c < std::min(block, dh - d); ++c)
+        for (int64_t r = 0; r < block; ++r) to[c * kQueries<T> + r] = i + r < count ? rows[i + r][d + c] : T(0);
     }
   }
 }
@@ -150,7 +151,7 @@ class DropoutFactors {
         dropout_words(mask_, block + kDropoutElements / 4, words + kDropoutElements);
       for (int64_t j = 0; j < tile.count; ++j) rows_[i * kKeys<T> + j] = mask_.keeps(words[skip + j]) ? scale_ : T(0);
     }
-    pack_transposed({rows_, kKeys<T>}, queries.count, tile.count, T(1), factors_);
+    pack_transposed({rows_, kKeys<T>}, queries.count, tile.count, factors_);
     return factors_;
   }
 
