@@ -7,6 +7,7 @@
 
 #include "engine/convert.h"
 #include "engine/device.h"
+#include "engine/for_dtype.h"
 #include "engine/reduce_cpu.h"
 #include "engine/strided.h"
 
@@ -36,17 +37,6 @@ class SystemMemory : public SegmentSource {
   static constexpr size_t kHugePage = size_t{2} << 20, kPage = 4096;
   static size_t round_up(size_t value, size_t unit) { return (value + unit - 1) / unit * unit; }
 };
-
-template <class T, class Function>
-bool call_if(DType dtype, const Function& function) {
-  if (dtype != dtype_of<T>) return false;
-  function.template operator()<T>();
-  return true;
-}
-template <class Function, class... Ts>
-void for_dtype(DType dtype, Types<Ts...>, const Function& function) {
-  if (!(... || call_if<Ts>(dtype, function))) throw std::logic_error("no kernel for " + std::string(name_of(dtype)));
-}
 
 Cpu cpu() { return Cpu{num_threads()}; }
 

@@ -3,6 +3,8 @@
 #include <cstdint>
 
 #include "engine/device.h"
+#include "engine/reduction_axes.h"
+#include "engine/scratch.h"
 #include "engine/strided.h"
 
 namespace margay {
@@ -17,7 +19,7 @@ class Reduction {
   static constexpr int64_t kWidth = 64;  // neighbouring results are summed side by side: columns are read in rows
 
   /// `to` += `from` summed; both as in DeviceBackend::accumulate.
-  Reduction(const Region& to, const Region& from) : Reduction(to, from, Axes(to, from)) {}
+  Reduction(const Region& to, const Region& from) : Reduction(to, from, ReductionAxes(to, from)) {}
 
   void run(Cpu cpu, CachingAllocator& allocator) const {
     if (terms_ == 0 || groups() == 0) return;
@@ -29,8 +31,8 @@ class Reduction {
       });
       return;
     }
-    const auto scratch = allocator.allocate(static_cast<size_t>(groups() * chunks_ * kWidth) * sizeof(Sum));
-    Sum* const partial = static_cast<Sum*>(scratch.data);
+    const Scratch scratch(allocator, static_cast<size_t>(groups() * chunks_ * kWidth) * sizeof(Sum));
+    Sum* const partial = static_cast<Sum*>(scratch.data());
     parallel_for(cpu, groups() * chunks_, [&](int64_t piece) {
       Sum* const sums = partial + piece * kWidth;
       std::fill_n(sums, kWidth, Sum(0));
@@ -42,26 +44,10 @@ class Reduction {
         for (int64_t i = 0; i < kWidth; ++i) sums[i] += sums[chunk * kWidth + i];
       add_to_results(group, sums);
     });
-    allocator.free(scratch);
   }
 
  private:
-  // The axes of `from`, told apart by whether they stay or are summed.
-  struct Axes {
-    Axes(const Region& to, const Region& from) {
-      const Shape spread = broadcast_strides(to.shape, to.strides, from.shape);
-      const int lead = from.shape.ndim() - to.shape.ndim();
-      for (int i = 0; i < from.shape.ndim(); ++i) {
-        const bool reduced = i < lead || to.shape[i - lead] != from.shape[i];
-        (reduced ? summed : kept).push_back(from.shape[i]);
-        (reduced ? summed_from : kept_from).push_back(from.strides[i]);
-        if (!reduced) kept_to.push_back(spread[i]);
-      }
-    }
-    Shape kept, kept_to, kept_from, summed, summed_from;
-  };
-
-  Reduction(const Region& to, const Region& from, const Axes& axes)
+  Reduction(const Region& to, const Region& from, const ReductionAxes& axes)
       : to_(static_cast<T*>(to.data)),
         from_(static_cast<const T*>(from.data)),
         results_(axes.kept, {axes.kept_to, axes.kept_from}),

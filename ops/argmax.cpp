@@ -38,7 +38,7 @@ Tensor argmax(const Tensor& x, int axis, bool keepdim) {
   op.require(x.dim(a) >= 1 && x.dim(a) <= std::numeric_limits<int32_t>::max(), "x", x,
              "of 1 to 2^31 - 1 elements along axis {}", axis);
   const Tensor rows = with_axis_last(x.detach(), a).contiguous();
-  const Tensor y = empty(keepdim ? x.shape().with(a, 1) : x.shape().without(a), DType::i32, x.device());
+  Tensor y = empty(keepdim ? x.shape().with(a, 1) : x.shape().without(a), DType::i32, x.device());
   op.launch<kernels::ArgMax>(rows, [&]<class T>(kernels::ArgMax<T>& args) {
     args = {rows.data<T>(), y.data<int32_t>(), y.numel(), x.dim(a)};
   });

@@ -24,7 +24,8 @@ Tensor argsort(const Tensor& x, bool descending) {
   op.require_float("x", x);
   op.require(x.ndim() >= 1 && x.dim(-1) <= std::numeric_limits<int32_t>::max(), "x", x,
              "at least 1-D, of at most 2^31 - 1 elements along the last axis");
-  const Tensor source = x.contiguous(), y = empty(x.shape(), DType::i32, x.device()), workspace = empty_like(y);
+  Tensor y = empty(x.shape(), DType::i32, x.device());
+  const Tensor source = x.contiguous(), workspace = empty_like(y);
   const int64_t N = x.dim(-1), rows = N ? x.numel() / N : 0;
   op.launch<kernels::ArgSort>(source, [&]<class T>(kernels::ArgSort<T>& a) {
     a = {source.data<T>(), y.data<int32_t>(), workspace.data<int32_t>(), rows, N, descending};

@@ -25,7 +25,7 @@ Tensor cast(const Tensor& x, DType dtype) {
   op.require(x.defined(), "x", x, "a tensor");
   if (x.dtype() == dtype) return x;
   const OpScope scope(op.name());
-  const Tensor y = x.to(dtype);
+  Tensor y = x.to(dtype);
   if (!is_float(dtype)) return y;
   return op.record(
       y, {x}, [dtype = x.dtype()](const Tensor& dy) { return Tensors{dy.to(dtype)}; }, CotangentLayout::strided);

@@ -28,7 +28,8 @@ Tensor checked_index(const Op& op, const char* arg, const Tensor& index, const T
   op.require(index.defined() && index.dtype() == DType::i32 && index.device() == like.device(), arg, index,
              "of dtype i32 on {}", to_string(like.device()));
   op.require(index.numel() <= std::numeric_limits<int32_t>::max(), arg, index, "of less than 2^31 elements");
-  const Tensor indices = index.contiguous(), first_bad = empty({1}, DType::i64, index.device());
+  Tensor indices = index.contiguous();
+  const Tensor first_bad = empty({1}, DType::i64, index.device());
   const int64_t low = or_missing ? -1 : 0;
   op.launch<kernels::CheckIndex>(indices, [&]<class T>(kernels::CheckIndex<T>& a) {
     a = {indices.data<int32_t>(), first_bad.data<int64_t>(), indices.numel(), low, size};
@@ -40,7 +41,8 @@ Tensor checked_index(const Op& op, const char* arg, const Tensor& index, const T
 
 Tensor take_index(const Op& op, const Tensor& x, int axis, const Tensor& index, const Shape& y_shape) {
   const AxisSplit split(x.shape(), axis);
-  const Tensor source = x.contiguous(), y = empty(y_shape, x.dtype(), x.device());
+  const Tensor source = x.contiguous();
+  Tensor y = empty(y_shape, x.dtype(), x.device());
   op.launch<kernels::TakeIndex>(x, [&]<class T>(kernels::TakeIndex<T>& a) {
     a = {source.data<T>(), index.data<int32_t>(), y.data<T>(), split.outer, split.size, index.numel(), split.inner};
   });
@@ -52,7 +54,7 @@ Tensor add_index(const Op& op, const Tensor& dy, int axis, const Tensor& index, 
   using Sizes = kernels::AddIndex<float>;
   const AxisSplit split(x_shape, axis);
   const int64_t count = index.numel();
-  const Tensor dx = destination.defined() ? destination : zeros(x_shape, dy.dtype(), dy.device());
+  Tensor dx = destination.defined() ? destination : zeros(x_shape, dy.dtype(), dy.device());
   const Tensor order = empty({Sizes::order_size(split.size, count)}, DType::i32, dy.device());
   const Tensor edges =
       empty({split.outer, Sizes::pieces(count, split.inner), split.inner}, acc_dtype(dy.dtype()), dy.device());
@@ -72,7 +74,8 @@ Tensor add_index(const Op& op, const Tensor& dy, int axis, const Tensor& index, 
 
 Tensor take_along(const Op& op, const Tensor& x, int axis, const Tensor& index) {
   const AxisSplit split(x.shape(), axis);
-  const Tensor source = x.contiguous(), y = empty(index.shape(), x.dtype(), x.device());
+  const Tensor source = x.contiguous();
+  Tensor y = empty(index.shape(), x.dtype(), x.device());
   op.launch<kernels::TakeAlong>(x, [&]<class T>(kernels::TakeAlong<T>& a) {
     a = {source.data<T>(), index.data<int32_t>(), y.data<T>(), split.outer, split.size, index.dim(axis), split.inner};
   });

@@ -21,7 +21,7 @@ Tensor one_hot(const Tensor& ids, int64_t classes, DType dtype) {
   const Tensor checked = checked_index(op, "ids", ids, ids, classes);
   Shape shape = ids.shape();
   shape.push_back(classes);
-  const Tensor y = empty(shape, dtype, ids.device());
+  Tensor y = empty(shape, dtype, ids.device());
   op.launch<kernels::OneHot>(y, [&]<class T>(kernels::OneHot<T>& a) {
     a = {checked.data<int32_t>(), y.data<T>(), checked.numel(), classes};
   });

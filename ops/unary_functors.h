@@ -257,24 +257,28 @@ struct Elu {
   }
 };
 
+/// Distribution function and density of the standard normal; vectors have an overload of their own.
+template <class T>
+struct NormalDistribution {
+  T cdf, density;
+};
+template <class T>
+HOST_DEVICE NormalDistribution<T> normal_distribution(T x) {
+  constexpr double sqrt_half = 0.7071067811865476, inv_sqrt_two_pi = 0.3989422804014327;
+  return {T(0.5) * erfc(x * T(-sqrt_half)), T(inv_sqrt_two_pi) * exp(T(-0.5) * x * x)};
+}
+
 /// x P(x), P the distribution function of the standard normal, without cancellation where it is tiny.
 struct Gelu {
   static constexpr Saves saves = Saves::input;
   template <class T>
   HOST_DEVICE static T value(T x) {
-    return x * normal_cdf(x);
+    return x * normal_distribution(x).cdf;
   }
   template <class T>
   HOST_DEVICE static T derivative(T x, T) {
-    constexpr double inv_sqrt_two_pi = 0.3989422804014327;
-    return normal_cdf(x) + x * (T(inv_sqrt_two_pi) * exp(T(-0.5) * x * x));
-  }
-
- private:
-  template <class T>
-  HOST_DEVICE static T normal_cdf(T x) {
-    constexpr double sqrt_half = 0.7071067811865476;
-    return T(0.5) * erfc(x * T(-sqrt_half));
+    const auto [cdf, density] = normal_distribution(x);
+    return cdf + x * density;
   }
 };
 

@@ -24,7 +24,7 @@ const Op masked_fill_op{"masked_fill", [] {
                         }};
 
 Tensor choose(const Op& op, const Tensor& mask, const Tensor& a, const Tensor& b, const Shape& shape) {
-  const Tensor y = empty(shape, a.dtype(), a.device());
+  Tensor y = empty(shape, a.dtype(), a.device());
   op.launch<kernels::Where>(a, [&]<class T>(kernels::Where<T>& args) {
     const auto spread = [&](const Tensor& t) { return broadcast_strides(t.shape(), t.strides(), shape); };
     args = {mask.strided<bool>().data,

@@ -57,7 +57,7 @@ void run(Cpu cpu, const BinaryFwd<T>& args) {
   std::visit(
       [&](const auto functor) {
         for_each_stretch(cpu, args.a, args.b, args.shape,
-                         [&](const Stretch<T>& a, const Stretch<T>& b, int64_t first, int64_t count) {
+                         [&](Stretch<T> a, Stretch<T> b, int64_t first, int64_t count) {
                            T* const y = args.y + first;
                            for (int64_t i = 0; i < count; i += Vec::size)
                              functor.value(a.load(i, count - i), b.load(i, count - i)).store(y + i, count - i);
@@ -70,18 +70,16 @@ template <class T>
 void run(Cpu cpu, const BinaryBwd<T>& args) {
   std::visit(
       [&](const auto functor) {
-        for_each_stretch(cpu, args.a, args.b, args.shape,
-                         [&](const Stretch<T>& a, const Stretch<T>& b, int64_t first, int64_t count) {
-                           const T* const dy = args.dy + first;
-                           if (args.da)
-                             scale_cotangent(dy, args.da + first, count, args.accumulate_a, [&](int64_t i, int64_t n) {
-                               return functor.da(a.load(i, n), b.load(i, n));
-                             });
-                           if (args.db)
-                             scale_cotangent(dy, args.db + first, count, args.accumulate_b, [&](int64_t i, int64_t n) {
-                               return functor.db(a.load(i, n), b.load(i, n));
-                             });
-                         });
+        for_each_stretch(
+            cpu, args.a, args.b, args.shape, [&](Stretch<T> a, Stretch<T> b, int64_t first, int64_t count) {
+              const T* const dy = args.dy + first;
+              if (args.da)
+                scale_cotangent(dy, args.da + first, count, args.accumulate_a,
+                                [&](int64_t i, int64_t n) { return functor.da(a.load(i, n), b.load(i, n)); });
+              if (args.db)
+                scale_cotangent(dy, args.db + first, count, args.accumulate_b,
+                                [&](int64_t i, int64_t n) { return functor.db(a.load(i, n), b.load(i, n)); });
+            });
       },
       args.functor);
 }
@@ -91,7 +89,7 @@ void run(Cpu cpu, const CompareFwd<T>& args) {
   std::visit(
       [&](const auto functor) {
         for_each_stretch(cpu, args.a, args.b, args.shape,
-                         [&](const Stretch<T>& a, const Stretch<T>& b, int64_t first, int64_t count) {
+                         [&](Stretch<T> a, Stretch<T> b, int64_t first, int64_t count) {
                            for (int64_t i = 0; i < count; ++i) args.y[first + i] = functor.value(a[i], b[i]);
                          });
       },

@@ -18,7 +18,10 @@ void run(Cpu cpu, const Dropout<T>& a) {
       const T* const x = a.x + first;
       T* const y = a.y + first;
       const int64_t count = std::min(kDropoutElements, end - first);
-      for (int64_t i = 0; i < count; ++i) y[i] = mask.keeps(words[i]) ? x[i] * scale : T(0);
+      for (int64_t i = 0; i < count; ++i) {
+        const T scaled = x[i] * scale;
+        y[i] = mask.keeps(words[i]) ? scaled : T(0);
+      }
     }
   });
 }

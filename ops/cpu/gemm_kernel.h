@@ -78,6 +78,7 @@ struct Product {
   Addend<T> start;
   T* c;
   int64_t ldc;
+  bool fetch_a = false, fetch_c = false;  // ask for A and C ahead, as they are not in the cache yet
 };
 
 // Copies a square block of lanes, transposed: each round interleaves row i with row i + n / 2, which rotates the bits
@@ -181,24 +182,25 @@ void partial_tile(int64_t columns, int64_t depth, T alpha, const T* a, int64_t l
   }
 }
 
+// Asks for lines of the cache that the next tile needs, while this one is multiplied.
+template <bool write, class T>
+void fetch_rows(const T* rows, int64_t count, int64_t ld, int64_t columns) {
+  constexpr int64_t line = 64 / sizeof(T);
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t j = 0; j < columns; j += line) __builtin_prefetch(rows + i * ld + j, write);
+}
+
 // All rows of a panel, in tiles of kTileRows and then of ever fewer rows. `p` describes the panel's part of the
 // product.
 template <class T, int V, bool trans_a>
-void panel_rows(const Product<T>& p, const T* panel, [[maybe_unused]] bool first) {
+void panel_rows(const Product<T>& p, const T* panel) {
   int64_t i = 0;
   const auto tiles_of = [&]<int R>(std::integral_constant<int, R>) {
     for (; i + R <= p.m; i += R) {
       const T* const a = p.a + (trans_a ? i : i * p.lda);
       if (i + 2 * R <= p.m) {
-#ifdef PFC
-        for (int r = 0; r < R; ++r)
-          for (int64_t j = 0; j < p.n; j += 64 / sizeof(T)) __builtin_prefetch(p.c + (i + R + r) * p.ldc + j, 1);
-#endif
-#ifdef PFA
-        if (!trans_a && first)
-          for (int r = 0; r < R; ++r)
-            for (int64_t j = 0; j < p.k; j += 64 / sizeof(T)) __builtin_prefetch(a + (R + r) * p.lda + j);
-#endif
+        if (p.fetch_a && !trans_a) fetch_rows<false>(a + R * p.lda, R, p.lda, p.k);
+        if (p.fetch_c) fetch_rows<true>(p.c + (i + R) * p.ldc, R, p.ldc, p.n);
       }
       if (p.n == V * kLanes<T>) {
         tile<T, R, V, trans_a>(p.k, p.alpha, a, p.lda, panel, p.start.at(i, 0), p.c + i * p.ldc, p.ldc);
@@ -230,13 +232,15 @@ void multiply(const Product<T>& p) {
           part.n = std::min<int64_t>(kPanelColumns<T>, block_end - column);
           part.c = p.c + row * p.ldc + column;
           part.start = depth == 0 ? p.start.at(row, column) : Addend<T>{part.c, p.ldc, T(1)};
+          part.fetch_a = p.fetch_a && column == block;
+          part.fetch_c = p.fetch_c && depth == 0;
           const T* const b = p.b + (trans_b ? column * p.ldb + depth : depth * p.ldb + column);
           const bool narrow = part.n <= kLanes<T>;
           pack_panel<T, trans_b>(part.k, part.n, narrow ? kLanes<T> : kPanelColumns<T>, b, p.ldb, panel);
           if (narrow) {
-            panel_rows<T, 1, trans_a>(part, panel, column == 0);
+            panel_rows<T, 1, trans_a>(part, panel);
           } else {
-            panel_rows<T, 2, trans_a>(part, panel, column == 0);
+            panel_rows<T, 2, trans_a>(part, panel);
           }
         }
       }

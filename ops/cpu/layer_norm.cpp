@@ -5,16 +5,15 @@
 namespace margay::kernels {
 namespace {
 
-// Sums the rows of x, adding the residual first where there is one.
+// x + residual into `sum`, where there is a residual; returns the total of the row.
 template <class T>
-T add_and_sum(const LayerNormFwd<T>& a, int64_t row) {
+T add_and_total(const T* x, const T* residual, T* sum, int64_t C) {
   using Vec = simd::Vec<T>;
-  const int64_t start = row * a.C;
-  if (!a.residual) return pairwise_sum<T>(0, a.C, [&](int64_t i, int64_t n) { return Vec::load(a.x + start + i, n); });
-  return pairwise_sum<T>(0, a.C, [&](int64_t i, int64_t n) {
-    const Vec sum = Vec::load(a.x + start + i, n) + Vec::load(a.residual + start + i, n);
-    sum.store(a.sum + start + i, n);
-    return sum;
+  if (!residual) return pairwise_sum<T>(0, C, [x](int64_t i, int64_t n) { return Vec::load(x + i, n); });
+  return pairwise_sum<T>(0, C, [=](int64_t i, int64_t n) {
+    const Vec v = Vec::load(x + i, n) + Vec::load(residual + i, n);
+    v.store(sum + i, n);
+    return v;
   });
 }
 
@@ -23,23 +22,26 @@ T add_and_sum(const LayerNormFwd<T>& a, int64_t row) {
 template <class T>
 void run(Cpu cpu, const LayerNormFwd<T>& a) {
   using Vec = simd::Vec<T>;
-  const T* const source = a.residual ? a.sum : a.x;
   parallel_ranges(cpu, a.rows, rows_per_piece(a.C), [&](int64_t begin, int64_t end) {
+    const int64_t C = a.C;
+    const T *const weight = a.weight, *const bias = a.bias;
     for (int64_t row = begin; row < end; ++row) {
-      const T mean = add_and_sum(a, row) / T(a.C);
-      const T* const x = source + row * a.C;
-      const T squares = pairwise_sum<T>(0, a.C, [&](int64_t i, int64_t n) {
+      const T* const residual = a.residual ? a.residual + row * C : nullptr;
+      T* const sum = a.residual ? a.sum + row * C : nullptr;
+      const T mean = add_and_total(a.x + row * C, residual, sum, C) / T(C);
+      const T* const x = sum ? sum : a.x + row * C;
+      const T squares = pairwise_sum<T>(0, C, [x, mean](int64_t i, int64_t n) {
         const Vec deviation = Vec::load(x + i, n, mean) - mean;
         return deviation * deviation;
       });
-      const T inv_std = 1 / std::sqrt(squares / T(a.C) + T(a.eps));
+      const T inv_std = 1 / std::sqrt(squares / T(C) + T(a.eps));
       a.mean[row] = mean;
       a.inv_std[row] = inv_std;
-      T* const y = a.y + row * a.C;
-      for (int64_t i = 0; i < a.C; i += Vec::size) {
-        const int64_t n = a.C - i;
+      T* const y = a.y + row * C;
+      for (int64_t i = 0; i < C; i += Vec::size) {
+        const int64_t n = C - i;
         const Vec xhat = (Vec::load(x + i, n) - mean) * inv_std;
-        (xhat * Vec::load(a.weight + i, n) + Vec::load(a.bias + i, n)).store(y + i, n);
+        (xhat * Vec::load(weight + i, n) + Vec::load(bias + i, n)).store(y + i, n);
       }
     }
   });

@@ -54,7 +54,7 @@ void group_gradients(const LinearBwd<T>& a, int64_t begin, int64_t end, T* dweig
     const T *x = a.x + row * a.K, *dy = a.dy + row * a.N;
     const bool first = row == begin;
     if (a.dx)
-      blas::gemm(false, false, rows, a.K, a.N, T(1), dy, a.N, a.weight, a.K, T(a.add_dx), a.dx + row * a.K, a.K);
+      blas::gemm(false, false, rows, a.K, a.N, T(1), dy, a.N, a.weight, a.K, T(a.add_dx), a.dx + row * a.K, a.K, ROWSB);
     blas::gemm(true, false, a.N, a.K, rows, T(1), dy, a.N, x, a.K, first ? T(0) : T(1), dweight, a.K);
     if (a.dbias) column_sums(dy, rows, a.N, 0, a.N, first, dbias);
   }
@@ -68,7 +68,7 @@ void run(Cpu cpu, const LinearFwd<T>& a) {
   parallel_for(cpu, blocks.count(), [&](int64_t index) {
     const auto [row, column, rows, columns] = blocks[index];
     blas::gemm_bias(rows, columns, a.K, a.x + row * a.K, a.K, a.weight + column * a.K, a.K,
-                    a.bias ? a.bias + column : nullptr, a.y + row * a.N + column, a.N);
+                    a.bias ? a.bias + column : nullptr, a.y + row * a.N + column, a.N, ROWSF);
   });
 }
 

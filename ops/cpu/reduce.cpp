@@ -188,14 +188,20 @@ template <class T>
 void run(Cpu cpu, const CumsumFwd<T>& a) {
   const int64_t blocks = (a.inner + kColumnBlock - 1) / kColumnBlock;
   const int64_t grain = rows_per_piece(a.n * std::min(a.inner, kColumnBlock));
+  const int64_t first = a.reverse ? (a.n - 1) * a.inner : 0, step = a.reverse ? -a.inner : a.inner;
   parallel_ranges(cpu, a.outer * blocks, grain, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
-      const int64_t column = block % blocks * kColumnBlock, width = std::min(kColumnBlock, a.inner - column);
-      const int64_t start = block / blocks * a.n * a.inner + column;
-      double sums[kColumnBlock] = {};
-      for (int64_t t = 0; t < a.n; ++t) {
-        const int64_t row = start + (a.reverse ? a.n - 1 - t : t) * a.inner;
-        for (int64_t c = 0; c < width; ++c) a.y[row + c] = static_cast<T>(sums[c] += static_cast<double>(a.x[row + c]));
+      const int64_t column = block % blocks * kColumnBlock, start = block / blocks * a.n * a.inner + first + column;
+      const T* x = a.x + start;
+      T* y = a.y + start;
+      if (a.inner == 1) {
+        double sum = 0;
+        for (int64_t t = 0; t < a.n; ++t) y[t * step] = static_cast<T>(sum += static_cast<double>(x[t * step]));
+      } else {
+        const int64_t width = std::min(kColumnBlock, a.inner - column);
+        double sums[kColumnBlock] = {};
+        for (int64_t t = 0; t < a.n; ++t, x += step, y += step)
+          for (int64_t c = 0; c < width; ++c) y[c] = static_cast<T>(sums[c] += static_cast<double>(x[c]));
       }
     }
   });

@@ -104,25 +104,21 @@ inline Vec<float> tanh(Vec<float> x) {
   return select(x == x, copysign(t / (t + 2.0f), x), x);
 }
 
-/// 1 - erf(x) within 8 ulp where it is a normal number: e^(-x^2) / (1 + 0.4 |x|) times a polynomial in
-/// |x| / (1 + 0.4 |x|).
-inline Vec<float> erfc(Vec<float> x) {
-  const Vec<float> a = min(abs(x), 10.1f);
-  const Vec<float> t = 1.0f / (0.4f * a + 1.0f);
-  const Vec<float> p = t * polynomial(a * t, 1.0f, -0.728379784f, 0.257304639f, -0.0299147131f, -0.00677092037f,
-                                      0.00117296203f, 0.000471191329f, -3.43009107e-5f, -4.432798e-5f, 7.70673938e-6f);
-  // a^2 = square + lost: the part that rounding loses would be multiplied by the exponential.
-  const Vec<float> square = a * a, head = from_bits(to_bits(a) & ~0xfff), rest = a - head;
-  const Vec<float> lost = ((head * head - square) + 2.0f * head * rest) + rest * rest;
-  const Vec<float> tail = exp(-square) * (p - p * lost);
-  return select(x == x, select(x < 0.0f, 2.0f - tail, tail), x);
-}
-
-/// Error function within 1.5 ulp.
-inline Vec<float> erf(Vec<float> x) {
-  const Vec<float> small = x + x * polynomial(x * x, 0.128379166f, -0.376126258f, 0.112835852f, -0.026853812f,
-                                              0.00518832771f, -0.00080101937f, 7.8538612e-5f);
-  return select(abs(x) < 1.0f, small, copysign(1.0f - erfc(abs(x)), x));
+/// Distribution function and density of the standard normal.
+template <class T>
+struct NormalDistribution {
+  Vec<T> cdf, density;
+};
+/// With relative errors below (8 + x^2) 2^-24 where they are normal numbers. cdf(-a) is e^(-a^2 / 2) / (1 + 0.28 a)
+/// times a polynomial in a / (1 + 0.28 a) for a >= 0.
+inline NormalDistribution<float> normal_distribution(Vec<float> x) {
+  constexpr float inv_sqrt_two_pi = 0.398942280f;
+  const Vec<float> e = exp(-0.5f * x * x), a = min(abs(x), 14.5f);
+  const Vec<float> t = 1.0f / (0.28f * a + 1.0f);
+  const Vec<float> p = polynomial(a * t, 0.5f, -0.258942543f, 0.0657947679f, -0.00584486894f, -0.000779351226f,
+                                  0.000110764859f, 3.09132405e-5f, -3.6287448e-6f, -9.04885282e-7f, 1.34165510e-7f);
+  const Vec<float> tail = e * (p * t);
+  return {select(x > 0.0f, 1.0f - tail, tail), inv_sqrt_two_pi * e};
 }
 
 // x = k pi/2 + r with |r| <= pi/4, reduced in f64; `quadrant` is k modulo 2^32. Requires |x| <= kLargestAngle.
@@ -204,11 +200,10 @@ inline Vec<double> expm1(Vec<double> x) {
 inline Vec<double> tanh(Vec<double> x) {
   return map(x, [](double lane) { return std::tanh(lane); });
 }
-inline Vec<double> erf(Vec<double> x) {
-  return map(x, [](double lane) { return std::erf(lane); });
-}
-inline Vec<double> erfc(Vec<double> x) {
-  return map(x, [](double lane) { return std::erfc(lane); });
+inline NormalDistribution<double> normal_distribution(Vec<double> x) {
+  constexpr double sqrt_half = 0.7071067811865476, inv_sqrt_two_pi = 0.3989422804014327;
+  return {map(x, [](double lane) { return 0.5 * std::erfc(-sqrt_half * lane); }),
+          map(x, [](double lane) { return inv_sqrt_two_pi * std::exp(-0.5 * lane * lane); })};
 }
 inline Vec<double> sin(Vec<double> x) {
   return map(x, [](double lane) { return std::sin(lane); });

@@ -7,7 +7,7 @@ namespace margay {
 
 /// How one direction of a drawing measures.
 struct Axis {
-  std::string label;
+  std::string label = {};
   bool log = false;      ///< values that are not positive are left out
   bool percent = false;  ///< ticks read 0.25 as 25 %
   bool tight = false;    ///< ends where the data end, not at a tick
@@ -29,7 +29,7 @@ double axis_share(const Axis& axis, const Range& range, double value);
 /// A mark on an axis.
 struct Tick {
   double value;
-  std::string label;
+  std::string label = {};
 };
 /// Round numbers in the range that divide it into about `count` parts: multiples of 1, 2 or 5 times a power of ten; on
 /// a log axis powers of ten, with 2 and 5 times them where there are few.

@@ -75,23 +75,29 @@ class Backward {
       head.dk = {partial(unit), s_.dh};
       head.dv = {partial(unit) + s_.Lk * s_.dh, s_.dh};
     }
-    for (int64_t j = 0; j < s_.Lk; ++j) {
-      std::fill_n(head.dk[j], s_.dh, T(0));
-      std::fill_n(head.dv[j], s_.dh, T(0));
-    }
     T *const cotangents = memory + s_.dh * kQueries<T>, *const weights = cotangents + s_.dh * kQueries<T>;
     Scratch scratch{memory, cotangents, weights, weights + Args::Tiling::kTile, {}};
     if (a_.dropout.rate > 0) scratch.dropout.emplace(s_, a_.dropout, weights + 2 * Args::Tiling::kTile);
     T sum = 0;
+    int64_t written = 0;
     for (int64_t index = group; index < tiles; index += groups_)
-      sum += pull_back(head, QueryTile<T>(s_, index), scratch);
+      sum += pull_back(head, QueryTile<T>(s_, index), scratch, written);
     dscale(unit) = sum;
+    clear(head, written, s_.Lk);
     if (groups_ == 1)
       for (int64_t j = 0; j < s_.Lk; ++j) scale_row(head.dk[j], head.scale);
   }
 
-  // dq of a tile of queries, and what it adds to dk / scale and dv. Returns what it adds to dscale.
-  T pull_back(const Head& head, const QueryTile<T>& queries, const Scratch& scratch) const {
+  void clear(const Head& head, int64_t begin, int64_t end) const {
+    for (int64_t j = begin; j < end; ++j) {
+      std::fill_n(head.dk[j], s_.dh, T(0));
+      std::fill_n(head.dv[j], s_.dh, T(0));
+    }
+  }
+
+  // dq of a tile of queries, and what it adds to dk / scale and dv, of which rows below `written` hold something.
+  // Returns what it adds to dscale.
+  T pull_back(const Head& head, const QueryTile<T>& queries, const Scratch& scratch, int64_t& written) const {
     const Rows<const T> q{head.q[queries.first], head.q.stride}, y{head.y[queries.first], head.y.stride};
     const Rows<const T> dy{head.dy[queries.first], head.dy.stride};
     const Rows<T> dq{head.dq[queries.first], head.dq.stride};
@@ -107,6 +113,9 @@ class Backward {
       const T* const factors =
           scratch.dropout ? scratch.dropout->make(head.batch * s_.H + head.head, queries, tile) : nullptr;
       differentiate(tile, head.scale, lse, delta, factors, scratch);
+      const bool add = first < written;
+      clear(head, written, add ? first + tile.count : first);
+      written = std::max(written, first + tile.count);
       band_product<Layout::rows>(BandProduct<T>{.a = scratch.weights,
                                                 .a_row = kQueries<T>,
                                                 .b = dy.data,
@@ -117,7 +126,7 @@ class Backward {
                                                 .columns = s_.dh,
                                                 .depth = queries.count,
                                                 .band = tile.sees.transposed(),
-                                                .add = true});
+                                                .add = add});
       band_product<Layout::rows>(BandProduct<T>{.a = scratch.dscores,
                                                 .a_row = kQueries<T>,
                                                 .b = q.data,
@@ -128,7 +137,7 @@ class Backward {
                                                 .columns = s_.dh,
                                                 .depth = queries.count,
                                                 .band = tile.sees.transposed(),
-                                                .add = true});
+                                                .add = add});
       band_product<Layout::columns>(BandProduct<T>{.a = scratch.dscores,
                                                    .a_row = kQueries<T>,
                                                    .b = head.k[first],

@@ -95,53 +95,123 @@ class Forward {
     return {row / tiles / s_.H, row / tiles % s_.H, tiles - 1 - row % tiles, unit % parts_};
   }
 
+  // A tile of queries, the keys begin ... end - 1 it is to see, and where the result belongs.
+  struct Task {
+    Unit at;
+    QueryTile<T> queries;
+    Rows<const T> q, k, v;
+    int64_t begin, end;
+    Rows<T> y;
+    T scale;
+    T *transposed, *weights;
+    std::optional<DropoutFactors<T>> dropout;
+  };
+
   // One tile of queries against all its keys, or one part of them.
   void attend(int64_t unit, T* scratch) const {
     const Unit at = place(unit);
     const QueryTile<T> queries(s_, at.tile);
     const auto q = head_rows(a_.q, a_.q_strides, at.batch, at.head);
-    const auto k = head_rows(a_.k, a_.k_strides, at.batch, at.head);
-    const auto v = head_rows(a_.v, a_.v_strides, at.batch, at.head);
     const int64_t keys = queries.keys_end - queries.keys_begin;
-    const int64_t begin = queries.keys_begin + at.part * keys / parts_;
-    const int64_t end = queries.keys_begin + (at.part + 1) * keys / parts_;
-    const Rows<T> y = parts_ > 1 ? Rows<T>{partial(unit), s_.dh} : results(at, queries);
-
-    T* const transposed = scratch;
-    T* const weights = scratch + s_.dh * kQueries<T>;
-    const T scale = a_.beta ? a_.beta[at.head] : T(a_.scale);
-    pack_transposed({q[queries.first], q.stride}, queries.count, s_.dh, transposed);
-    std::optional<DropoutFactors<T>> dropout;
-    if (a_.dropout.rate > 0) dropout.emplace(s_, a_.dropout, weights + Args::Tiling::kTile);
+    Task task{.at = at,
+              .queries = queries,
+              .q = {q[queries.first], q.stride},
+              .k = head_rows(a_.k, a_.k_strides, at.batch, at.head),
+              .v = head_rows(a_.v, a_.v_strides, at.batch, at.head),
+              .begin = queries.keys_begin + at.part * keys / parts_,
+              .end = queries.keys_begin + (at.part + 1) * keys / parts_,
+              .y = parts_ > 1 ? Rows<T>{partial(unit), s_.dh} : results(at, queries),
+              .scale = a_.beta ? a_.beta[at.head] : T(a_.scale),
+              .transposed = scratch,
+              .weights = scratch + s_.dh * kQueries<T>,
+              .dropout = {}};
+    if (a_.dropout.rate > 0) task.dropout.emplace(s_, a_.dropout, task.weights + Args::Tiling::kTile);
     RunningSoftmax<T> softmax;
-    T inverse[kQueries<T>];
-    for (int64_t first = begin; first < end; first += kKeys<T>) {
-      const KeyTile<T> tile(s_, queries, first, end);
-      scores(tile, k, transposed, s_.dh, weights);
-      softmax.absorb(tile, scale, weights);
-      if (dropout) thin(tile, dropout->make(at.batch * s_.H + at.head, queries, tile), weights);
-      const bool finish = parts_ == 1 && first + kKeys<T> >= end;
-      if (finish)
-        for (int64_t i = 0; i < queries.count; ++i) inverse[i] = 1 / softmax.sum[i];
-      band_product<Layout::columns>(BandProduct<T>{.a = weights,
-                                                   .a_row = kQueries<T>,
-                                                   .b = v[first],
-                                                   .b_row = v.stride,
-                                                   .c = y.data,
-                                                   .c_row = y.stride,
-                                                   .rows = queries.count,
-                                                   .columns = s_.dh,
-                                                   .depth = tile.count,
-                                                   .band = tile.sees,
-                                                   .add = first > begin,
-                                                   .before = softmax.rescale,
-                                                   .after = finish ? inverse : nullptr});
+    if (queries.count == 1) {
+      attend_alone(task, softmax);
+    } else {
+      attend_together(task, softmax);
     }
     if (parts_ > 1) {
       std::copy_n(softmax.maximum, kQueries<T>, maximum(unit));
       std::copy_n(softmax.sum, kQueries<T>, sum(unit));
     } else {
       store_lse(at, queries, softmax.maximum, softmax.sum);
+    }
+  }
+
+  void attend_together(const Task& task, RunningSoftmax<T>& softmax) const {
+    const QueryTile<T>& queries = task.queries;
+    T inverse[kQueries<T>];
+    pack_transposed(task.q, queries.count, s_.dh, task.transposed);
+    for (int64_t first = task.begin; first < task.end; first += kKeys<T>) {
+      const KeyTile<T> tile(s_, queries, first, task.end);
+      scores(tile, task.k, task.transposed, s_.dh, task.weights);
+      softmax.absorb(tile, task.scale, task.weights);
+      if (task.dropout)
+        thin(tile, task.dropout->make(task.at.batch * s_.H + task.at.head, queries, tile), task.weights);
+      const bool finish = parts_ == 1 && first + kKeys<T> >= task.end;
+      if (finish)
+        for (int64_t i = 0; i < queries.count; ++i) inverse[i] = 1 / softmax.sum[i];
+      band_product<Layout::columns>(BandProduct<T>{.a = task.weights,
+                                                   .a_row = kQueries<T>,
+                                                   .b = task.v[first],
+                                                   .b_row = task.v.stride,
+                                                   .c = task.y.data,
+                                                   .c_row = task.y.stride,
+                                                   .rows = queries.count,
+                                                   .columns = s_.dh,
+                                                   .depth = tile.count,
+                                                   .band = tile.sees,
+                                                   .add = first > task.begin,
+                                                   .before = softmax.rescale,
+                                                   .after = finish ? inverse : nullptr});
+    }
+  }
+
+  // A single query (decoding): a lane per key, and nothing is masked.
+  void attend_alone(const Task& task, RunningSoftmax<T>& softmax) const {
+    constexpr T lowest = RunningSoftmax<T>::kLowest;
+    const T* const q = task.q.data;
+    T* const weights = task.weights;
+    for (int64_t first = task.begin; first < task.end; first += kKeys<T>) {
+      const KeyTile<T> tile(s_, task.queries, first, task.end);
+      for (int64_t j = 0; j < tile.count; ++j) {
+        const T* const k = task.k[first + j];
+        Vec sum(T(0));
+        for (int64_t d = 0; d < s_.dh; d += Vec::size) sum += Vec::load(q + d, s_.dh - d) * Vec::load(k + d, s_.dh - d);
+        weights[j] = reduce_add(sum) * task.scale;
+      }
+      Vec top(softmax.maximum[0]), total(T(0));
+      for (int64_t j = 0; j < tile.count; j += Vec::size)
+        top = max(top, Vec::load(weights + j, tile.count - j, lowest));
+      const T highest = reduce_max(top), rescale = exp(Vec(softmax.maximum[0] - highest)).v[0];
+      for (int64_t j = 0; j < tile.count; j += Vec::size) {
+        const Vec weight = exp(Vec::load(weights + j, tile.count - j, lowest) - highest);
+        total += weight;
+        weight.store(weights + j);
+      }
+      softmax.maximum[0] = highest;
+      softmax.sum[0] = softmax.sum[0] * rescale + reduce_add(total);
+      if (task.dropout) {
+        const T* const factors = task.dropout->make(task.at.batch * s_.H + task.at.head, task.queries, tile);
+        for (int64_t j = 0; j < tile.count; ++j) weights[j] *= factors[j * kQueries<T>];
+      }
+      const T inverse = 1 / softmax.sum[0];
+      band_product<Layout::rows>(
+          BandProduct<T>{.a = weights,
+                         .a_row = 0,
+                         .b = task.v[first],
+                         .b_row = task.v.stride,
+                         .c = task.y.data,
+                         .c_row = 0,
+                         .rows = 1,
+                         .columns = s_.dh,
+                         .depth = tile.count,
+                         .band = tile.sees,
+                         .add = first > task.begin,
+                         .before = &rescale,
+                         .after = parts_ == 1 && first + kKeys<T> >= task.end ? &inverse : nullptr});
     }
   }
 

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "engine/error.h"
+#include "engine/safetensors.h"
 #include "tasks/train/model_file.h"
 #include "tasks/train/trainer.h"
 #include "tests/support/temp_dir.h"
@@ -176,6 +177,7 @@ TEST_CASE("checkpoints: an error keeps the old one and leaves nothing else") {
 }
 
 TEST_CASE("checkpoints: a full disk, at every file") {
+  const test::Threads one(1);
   const test::TempDir dir;
   Trainer trainer(test::tiny_config());
   CheckpointStore store(dir.file(""));

@@ -2,10 +2,23 @@
 #include <cstdint>
 #include <vector>
 
+#include "engine/parallel.h"
 #include "models/language_model.h"
 #include "tasks/config.h"
 
 namespace margay::test {
+
+/// Sets the number of threads while it lives. Models this small are fastest on one.
+class Threads {
+ public:
+  explicit Threads(int threads) : before_(num_threads()) { set_num_threads(threads); }
+  ~Threads() { set_num_threads(before_); }
+  Threads(const Threads&) = delete;
+  Threads& operator=(const Threads&) = delete;
+
+ private:
+  int before_;
+};
 
 /// Recall that a model of 3,000 parameters works on: a step takes about a millisecond.
 inline Config tiny_config() {

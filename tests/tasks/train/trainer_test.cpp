@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "engine/error.h"
-#include "engine/parallel.h"
 #include "tests/support/temp_dir.h"
 #include "tests/tasks/train/tiny_run.h"
 
@@ -17,19 +16,8 @@ using margay::test::weights_of;
 
 namespace {
 
-class Threads {
- public:
-  explicit Threads(int threads) : before_(num_threads()) { set_num_threads(threads); }
-  ~Threads() { set_num_threads(before_); }
-  Threads(const Threads&) = delete;
-  Threads& operator=(const Threads&) = delete;
-
- private:
-  int before_;
-};
-
 std::vector<float> weights_after(const Config& config, int64_t steps, int threads = 1) {
-  const Threads scope(threads);
+  const test::Threads scope(threads);
   Trainer trainer(config);
   for (int64_t step = 0; step < steps; ++step) trainer.step();
   return weights_of(trainer.model());
@@ -67,6 +55,7 @@ TEST_CASE("trainer: same seed, same bits, for 1, 2 and 3 threads; another seed, 
 }
 
 TEST_CASE("trainer: a saved and restored run has the bits of one that never stopped") {
+  const test::Threads one(1);
   const test::TempDir dir;
   const Config config = demanding_config();
   Trainer straight(config);
@@ -74,7 +63,7 @@ TEST_CASE("trainer: a saved and restored run has the bits of one that never stop
   for (int step = 0; step < 20; ++step) losses.push_back(straight.step().loss);
   for (const int stop : {1, 6, 7, 13}) {  // 7 steps make an epoch
     CAPTURE(stop);
-    const std::string folder = dir.file("step-" + std::to_string(stop));
+    const std::string folder = dir.file(std::to_string(stop));
     {
       Trainer first(config);
       for (int step = 0; step < stop; ++step) first.step();
@@ -93,6 +82,7 @@ TEST_CASE("trainer: a saved and restored run has the bits of one that never stop
 }
 
 TEST_CASE("trainer: testing and saving change no bit") {
+  const test::Threads one(1);
   const test::TempDir dir;
   const Config config = demanding_config();
   Trainer plain(config), busy(config);
@@ -106,6 +96,7 @@ TEST_CASE("trainer: testing and saving change no bit") {
 }
 
 TEST_CASE("trainer: k batches of b are one batch of k b") {
+  const test::Threads one(1);
   Config one = tiny_config(), several = tiny_config();
   one.train.batch_size = 24;
   several.train.batch_size = 8;
@@ -123,6 +114,7 @@ TEST_CASE("trainer: k batches of b are one batch of k b") {
 }
 
 TEST_CASE("trainer: an epoch keeps its smaller last batch") {
+  const test::Threads one(1);
   Config config = tiny_config();
   config.train.steps = 0;
   config.train.epochs = 2;
@@ -140,6 +132,7 @@ TEST_CASE("trainer: an epoch keeps its smaller last batch") {
 }
 
 TEST_CASE("trainer: fresh examples never end") {
+  const test::Threads one(1);
   Config config = tiny_config();
   config.task.train_examples = 0;
   Trainer trainer(config);
@@ -151,6 +144,7 @@ TEST_CASE("trainer: fresh examples never end") {
 }
 
 TEST_CASE("trainer: recall is learned") {
+  const test::Threads one(1);
   Config config = tiny_config();
   config.task.train_examples = 0;
   config.task.test_examples = 200;
@@ -166,6 +160,7 @@ TEST_CASE("trainer: recall is learned") {
 }
 
 TEST_CASE("train: tests, saves and stops when it should") {
+  const test::Threads one(1);
   struct Recorder final : TrainObserver {
     std::vector<int64_t> steps, tests, saves;
     int64_t stop_at = 0, now = 0;
@@ -226,6 +221,7 @@ TEST_CASE("train: tests, saves and stops when it should") {
 }
 
 TEST_CASE("trainer: divergence is an error that leaves the weights as they were") {
+  const test::Threads one(1);
   Config config = tiny_config();
   config.train.lr = 1e30;
   Trainer trainer(config);
@@ -248,6 +244,7 @@ TEST_CASE("trainer: divergence is an error that leaves the weights as they were"
 }
 
 TEST_CASE("trainer: a checkpoint of another configuration is refused") {
+  const test::Threads one(1);
   const test::TempDir dir;
   const std::string folder = dir.file("checkpoint");
   Config config = tiny_config();

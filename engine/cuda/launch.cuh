@@ -1,0 +1,32 @@
+#pragma once
+#include <algorithm>
+#include <cstdint>
+
+#include "engine/cuda/check.cuh"
+#include "engine/types.h"
+
+namespace margay::cuda {
+
+inline constexpr int kWarp = 32;
+inline constexpr int kThreads = 256;  // of a block, where a kernel has no reason for another number
+
+/// Starts a kernel on the context's stream. The context's device must be current, as DeviceBackend::stream() makes it.
+template <class... Parameters, class... Arguments>
+void launch(Cuda context, dim3 grid, dim3 block, void (*kernel)(Parameters...), const Arguments&... arguments) {
+  kernel<<<grid, block, 0, static_cast<cudaStream_t>(context.stream)>>>(static_cast<Parameters>(arguments)...);
+  MARGAY_CUDA_CHECK(cudaGetLastError());
+}
+
+/// Starts a kernel that walks `count` elements by first_index() and index_step(); nothing for no elements.
+template <class... Parameters, class... Arguments>
+void launch_elements(Cuda context, int64_t count, void (*kernel)(Parameters...), const Arguments&... arguments) {
+  constexpr int64_t most_blocks = int64_t{1} << 16;  // more than any GPU runs at a time: the rest is a loop
+  const int64_t blocks = std::min((count + kThreads - 1) / kThreads, most_blocks);
+  if (blocks > 0) launch(context, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), kernel, arguments...);
+}
+
+/// The first element of this thread, and the distance to its next.
+__device__ inline int64_t first_index() { return int64_t{blockIdx.x} * blockDim.x + threadIdx.x; }
+__device__ inline int64_t index_step() { return int64_t{gridDim.x} * blockDim.x; }
+
+}  // namespace margay::cuda
