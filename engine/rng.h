@@ -44,25 +44,25 @@ constexpr uint64_t hash_name(std::string_view name) {
 /// Examples use the example's index as stream, parameters the hash of their name.
 class RandomStream {
  public:
-  RandomStream(uint64_t seed, uint64_t stream) : seed_(seed), stream_(stream) {}
+  HOST_DEVICE RandomStream(uint64_t seed, uint64_t stream) : seed_(seed), stream_(stream) {}
 
-  uint32_t bits() {
+  HOST_DEVICE uint32_t bits() {
     if (used_ == 4) {
       block_ = philox(seed_, stream_, counter_++);
       used_ = 0;
     }
     return block_.word[used_++];
   }
-  uint64_t bits64() {
+  HOST_DEVICE uint64_t bits64() {
     const uint64_t high = bits();
     return high << 32 | bits();
   }
   /// Uniform in [0, 1), 24 bits.
-  float uniform() { return uniform_from_bits(bits()); }
+  HOST_DEVICE float uniform() { return uniform_from_bits(bits()); }
   /// Uniform in [0, 1), 53 bits.
-  double uniform64() { return static_cast<double>(bits64() >> 11) * 0x1p-53; }
+  HOST_DEVICE double uniform64() { return static_cast<double>(bits64() >> 11) * 0x1p-53; }
   /// Uniform integer in [0, n), unbiased (Lemire 2019, "Fast random integer generation in an interval"). n > 0.
-  uint32_t below(uint32_t n) {
+  HOST_DEVICE uint32_t below(uint32_t n) {
     uint64_t product = uint64_t{bits()} * n;
     if (static_cast<uint32_t>(product) < n) {
       const uint32_t threshold = (0u - n) % n;
@@ -71,7 +71,7 @@ class RandomStream {
     return static_cast<uint32_t>(product >> 32);
   }
   /// Standard normal (Box-Muller, in f64).
-  double normal() {
+  HOST_DEVICE double normal() {
     constexpr double two_pi = 6.283185307179586476925286766559;
     const double radius = std::sqrt(-2.0 * std::log1p(-uniform64()));
     return radius * std::cos(two_pi * uniform64());

@@ -24,11 +24,14 @@ Tensor argsort(const Tensor& x, bool descending) {
   op.require_float("x", x);
   op.require(x.ndim() >= 1 && x.dim(-1) <= std::numeric_limits<int32_t>::max(), "x", x,
              "at least 1-D, of at most 2^31 - 1 elements along the last axis");
-  Tensor y = empty(x.shape(), DType::i32, x.device());
-  const Tensor source = x.contiguous(), workspace = empty_like(y);
   const int64_t N = x.dim(-1), rows = N ? x.numel() / N : 0;
+  const Shape workspace{kernels::ArgSort<float>::pieces(rows, N), N};
+  const Tensor keys = empty(workspace, x.dtype() == DType::f64 ? DType::i64 : DType::i32, x.device());
+  const Tensor order = empty(workspace, DType::i32, x.device()), source = x.contiguous();
+  Tensor y = empty(x.shape(), DType::i32, x.device());
   op.launch<kernels::ArgSort>(source, [&]<class T>(kernels::ArgSort<T>& a) {
-    a = {source.data<T>(), y.data<int32_t>(), workspace.data<int32_t>(), rows, N, descending};
+    using Key = typename kernels::ArgSort<T>::Key;
+    a = {source.data<T>(), y.data<int32_t>(), keys.data<Key>(), order.data<int32_t>(), rows, N, descending};
   });
   return y;
 }

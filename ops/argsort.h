@@ -1,4 +1,7 @@
 #pragma once
+#include <algorithm>
+#include <type_traits>
+
 #include "engine/op.h"
 
 namespace margay {
@@ -11,11 +14,17 @@ namespace kernels {
 
 template <class T>
 struct ArgSort {
+  /// An integer of T's size.
+  using Key = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
   const T* x;
   int32_t* y;
-  int32_t* workspace;  // [rows, N]
+  Key* keys;       // workspace: [pieces(rows, N), N]
+  int32_t* order;  // workspace: [pieces(rows, N), N]
   int64_t rows, N;
   bool descending;
+
+  static int64_t rows_per_piece(int64_t N) { return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, N)); }
+  static int64_t pieces(int64_t rows, int64_t N) { return (rows + rows_per_piece(N) - 1) / rows_per_piece(N); }
 };
 template <class T>
 void run(Cpu, const ArgSort<T>&);

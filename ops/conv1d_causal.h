@@ -27,10 +27,14 @@ struct ConvShape {
   int64_t work() const { return B * L * C * W; }
   /// Stretches of time of one sequence.
   int64_t units() const { return B * ((L + kRowsPerUnit - 1) / kRowsPerUnit); }
-  /// Pieces of work, each some neighbouring units with its own sums of filter gradients.
+  /// Elements of the taps of all channels, which are filled up to whole vectors.
+  int64_t taps_size() const { return W * ((C + 15) / 16 * 16); }
+  /// Of the sums of filter and bias gradients.
+  int64_t sums_size() const { return taps_size() + C; }
+  /// Pieces of the gradient's work, each some neighbouring units with its own sums.
   int64_t pieces() const {
     constexpr int64_t most_elements = int64_t{1} << 22;
-    const int64_t fitting = std::max<int64_t>(1, most_elements / std::max<int64_t>(1, (W + 1) * C));
+    const int64_t fitting = std::max<int64_t>(1, most_elements / std::max<int64_t>(1, sums_size()));
     return std::min({units(), kMostPieces, fitting});
   }
 };
@@ -42,9 +46,9 @@ struct Conv1dCausalFwd {
   int64_t x_batch, x_row;  // distances in elements; C is contiguous
   const T *weight, *bias, *initial;
   T* y;
-  acc_t<T>* workspace;  // [W, C]: the taps of every channel
+  acc_t<T>* workspace;  // the taps of every channel
 
-  static int64_t workspace_size(const ConvShape& s) { return s.W * s.C; }
+  static int64_t workspace_size(const ConvShape& s) { return s.taps_size(); }
 };
 
 /// Null pointers for gradients that are not wanted.
@@ -55,9 +59,9 @@ struct Conv1dCausalBwd {
   int64_t x_batch, x_row, dy_batch, dy_row;
   const T *weight, *initial;
   T *dx, *dweight, *dbias, *dinitial;
-  acc_t<T>* workspace;  // the taps [W, C], then of every piece the sums of its filter gradients [W, C] and of dy [C]
+  acc_t<T>* workspace;  // the taps, then the sums of every piece
 
-  static int64_t workspace_size(const ConvShape& s) { return s.W * s.C + s.pieces() * (s.W + 1) * s.C; }
+  static int64_t workspace_size(const ConvShape& s) { return s.taps_size() + s.pieces() * s.sums_size(); }
 };
 
 template <class T>

@@ -1,44 +1,55 @@
 #include "ops/argsort.h"
 
-#include "ops/cpu/order.h"
+#include <array>
+#include <bit>
+#include <limits>
+#include <utility>
 
 namespace margay::kernels {
 namespace {
 
-constexpr int64_t kRun = 16;  // elements sorted by insertion before runs are merged
+// An integer that is ordered as the floats are: equal for both zeros, largest for every NaN.
+template <class Key, class T>
+Key ordered_key(T x) {
+  if (x != x) return std::numeric_limits<Key>::max();
+  if (x == 0) return 0;
+  const auto bits = std::bit_cast<Key>(x);
+  return bits >= 0 ? bits : static_cast<Key>(bits ^ std::numeric_limits<Key>::max());
+}
 
-template <class Before>
-void insertion_sort(int32_t* order, int64_t count, const Before& before) {
-  for (int64_t i = 1; i < count; ++i) {
-    const int32_t element = order[i];
+// Stable, and quicker than counting for a few elements.
+template <class Key>
+void insertion_sort(const Key* keys, int32_t* order, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
     int64_t k = i;
-    for (; k > 0 && before(element, order[k - 1]); --k) order[k] = order[k - 1];
-    order[k] = element;
+    for (; k > 0 && keys[order[k - 1]] > keys[i]; --k) order[k] = order[k - 1];
+    order[k] = static_cast<int32_t>(i);
   }
 }
 
-// Merges the sorted ranges [begin, middle) and [middle, end); of equals those of the first range come first.
-template <class Before>
-void merge(const int32_t* from, int64_t begin, int64_t middle, int64_t end, int32_t* to, const Before& before) {
-  int64_t left = begin, right = middle;
-  for (int64_t k = begin; k < end; ++k) {
-    const bool take_right = left == middle || (right < end && before(from[right], from[left]));
-    to[k] = from[take_right ? right++ : left++];
+// Stable counting sorts by one byte of the keys after the other, lowest first; bytes in which all keys agree are
+// skipped.
+template <class Key>
+void radix_sort(const Key* keys, int32_t* order, int32_t* other, int64_t count) {
+  constexpr int digits = sizeof(Key);
+  std::array<std::array<int32_t, 256>, digits> starts{};
+  // The lowest key, which is negative, has to come first: its sign bit is turned over.
+  const auto digit_of = [&](int64_t i, int digit) {
+    using Bits = std::make_unsigned_t<Key>;
+    const Bits bits = static_cast<Bits>(keys[i]) ^ (Bits{1} << (8 * digits - 1));
+    return static_cast<size_t>((bits >> (8 * digit)) & 255);
+  };
+  for (int64_t i = 0; i < count; ++i) {
+    order[i] = static_cast<int32_t>(i);
+    for (int digit = 0; digit < digits; ++digit) ++starts[static_cast<size_t>(digit)][digit_of(i, digit)];
   }
-}
-
-// Stable: short runs by insertion, then runs of twice the length by merging between the two buffers. The result ends up
-// in `order`.
-template <class Before>
-void merge_sort(int32_t* order, int32_t* workspace, int64_t count, const Before& before) {
-  for (int64_t begin = 0; begin < count; begin += kRun)
-    insertion_sort(order + begin, std::min(kRun, count - begin), before);
-  int32_t *from = order, *to = workspace;
-  for (int64_t run = kRun; run < count; run *= 2) {
-    for (int64_t begin = 0; begin < count; begin += 2 * run) {
-      const int64_t middle = std::min(begin + run, count), end = std::min(begin + 2 * run, count);
-      merge(from, begin, middle, end, to, before);
-    }
+  int32_t *from = order, *to = other;
+  for (int digit = 0; digit < digits; ++digit) {
+    std::array<int32_t, 256>& start = starts[static_cast<size_t>(digit)];
+    if (start[digit_of(0, digit)] == count) continue;
+    int32_t sum = 0;
+    for (int32_t& s : start) sum += std::exchange(s, sum);
+    for (int64_t i = 0; i < count; ++i) to[start[digit_of(from[i], digit)]++] = from[i];
     std::swap(from, to);
   }
   if (from != order) std::copy_n(from, count, order);
@@ -48,16 +59,21 @@ void merge_sort(int32_t* order, int32_t* workspace, int64_t count, const Before&
 
 template <class T>
 void run(Cpu cpu, const ArgSort<T>& a) {
-  const int64_t rows_per_piece = std::max<int64_t>(1, 4096 / std::max<int64_t>(1, a.N));
-  parallel_ranges(cpu, a.rows, rows_per_piece, [&](int64_t begin, int64_t end) {
+  using Key = typename ArgSort<T>::Key;
+  constexpr int64_t few = 48;
+  const int64_t rows_per_piece = ArgSort<T>::rows_per_piece(a.N);
+  parallel_for(cpu, ArgSort<T>::pieces(a.rows, a.N), [&](int64_t piece) {
+    Key* const keys = a.keys + piece * a.N;
+    const int64_t begin = piece * rows_per_piece, end = std::min(a.rows, begin + rows_per_piece);
     for (int64_t r = begin; r < end; ++r) {
-      const T* const x = a.x + r * a.N;
-      int32_t *const order = a.y + r * a.N, *const workspace = a.workspace + r * a.N;
-      for (int64_t i = 0; i < a.N; ++i) order[i] = static_cast<int32_t>(i);
-      if (a.descending) {
-        merge_sort(order, workspace, a.N, [x](int32_t i, int32_t j) { return greater(x[i], x[j]); });
+      for (int64_t i = 0; i < a.N; ++i) {
+        const Key key = ordered_key<Key>(a.x[r * a.N + i]);
+        keys[i] = a.descending ? ~key : key;
+      }
+      if (a.N <= few) {
+        insertion_sort(keys, a.y + r * a.N, a.N);
       } else {
-        merge_sort(order, workspace, a.N, [x](int32_t i, int32_t j) { return greater(x[j], x[i]); });
+        radix_sort(keys, a.y + r * a.N, a.order + piece * a.N, a.N);
       }
     }
   });

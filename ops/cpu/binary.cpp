@@ -1,27 +1,33 @@
 #include "ops/binary.h"
 
+#include <algorithm>
+
 #include "engine/strided.h"
-#include "ops/cpu/simd.h"
+#include "ops/cpu/lanes.h"
 
 namespace margay::kernels {
 namespace {
 
-// A stretch of an operand: n elements `stride` apart, read a vector at a time.
+// A stretch of an operand: elements `stride` apart, read a vector at a time.
 template <class T>
 struct Stretch {
   const T* p;
   int64_t stride;
 
-  // Elements i, i + 1, ... of the n that are left.
-  simd::Vec<T> load(int64_t i, int64_t n) const {
-    using Vec = simd::Vec<T>;
-    if (stride == 1) return Vec::load(p + i, n);
-    if (stride == 0) return Vec(*p);
-    Vec lanes(T(0));
-    for (int lane = 0; lane < Vec::size && lane < n; ++lane) lanes.v[lane] = p[(i + lane) * stride];
-    return lanes;
+  // Elements i, i + 1, ... of which n are left.
+  typename Lanes<T>::Type load(int64_t i, int64_t n) const {
+    if (stride == 1) return Lanes<T>::load(p + i, n);
+    if (stride == 0) return *p;
+    return gather(p + i * stride, stride, n);
   }
   T operator[](int64_t i) const { return p[i * stride]; }
+
+ private:
+  [[gnu::noinline]] static typename Lanes<T>::Type gather(const T* p, int64_t stride, int64_t n) {
+    T lanes[Lanes<T>::size] = {};
+    for (int64_t i = 0; i < std::min<int64_t>(n, Lanes<T>::size); ++i) lanes[i] = p[i * stride];
+    return Lanes<T>::load(lanes, Lanes<T>::size);
+  }
 };
 
 // Calls body(a, b, first, n) for stretches of both operands and of a contiguous result, where `first` is the index of
@@ -40,12 +46,12 @@ void for_each_stretch(Cpu cpu, const BroadcastOperand<T>& a, const BroadcastOper
 // gradient = dy * factor, or += where `accumulate`; factor(i, n) gives the factors from element i on.
 template <class T, class Factor>
 void scale_cotangent(const T* dy, T* gradient, int64_t count, bool accumulate, const Factor& factor) {
-  using Vec = simd::Vec<T>;
-  for (int64_t i = 0; i < count; i += Vec::size) {
+  using L = Lanes<T>;
+  for (int64_t i = 0; i < count; i += L::size) {
     const int64_t n = count - i;
-    Vec g = Vec::load(dy + i, n) * factor(i, n);
-    if (accumulate) g += Vec::load(gradient + i, n);
-    g.store(gradient + i, n);
+    auto g = L::load(dy + i, n) * factor(i, n);
+    if (accumulate) g += L::load(gradient + i, n);
+    L::store(gradient + i, n, g);
   }
 }
 
@@ -53,14 +59,14 @@ void scale_cotangent(const T* dy, T* gradient, int64_t count, bool accumulate, c
 
 template <class T>
 void run(Cpu cpu, const BinaryFwd<T>& args) {
-  using Vec = simd::Vec<T>;
+  using L = Lanes<T>;
   std::visit(
       [&](const auto functor) {
         for_each_stretch(cpu, args.a, args.b, args.shape,
                          [&](Stretch<T> a, Stretch<T> b, int64_t first, int64_t count) {
                            T* const y = args.y + first;
-                           for (int64_t i = 0; i < count; i += Vec::size)
-                             functor.value(a.load(i, count - i), b.load(i, count - i)).store(y + i, count - i);
+                           for (int64_t i = 0; i < count; i += L::size)
+                             L::store(y + i, count - i, functor.value(a.load(i, count - i), b.load(i, count - i)));
                          });
       },
       args.functor);

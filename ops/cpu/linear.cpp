@@ -8,7 +8,13 @@
 namespace margay::kernels {
 namespace {
 
-constexpr int64_t kRowsPerBlock = 256;  // of dy, x and dx: what the second-level cache holds beside the weight
+#ifndef RPB
+#define RPB 256
+#endif
+#ifndef DWR
+#define DWR cached
+#endif
+constexpr int64_t kRowsPerBlock = RPB;  // of dy, x and dx: what the second-level cache holds beside the weight
 
 // out[j] = (first ? 0 : out[j]) + sum over rows of dy[r, j], for columns begin ... end.
 template <class T>
@@ -54,8 +60,8 @@ void group_gradients(const LinearBwd<T>& a, int64_t begin, int64_t end, T* dweig
     const T *x = a.x + row * a.K, *dy = a.dy + row * a.N;
     const bool first = row == begin;
     if (a.dx)
-      blas::gemm(false, false, rows, a.K, a.N, T(1), dy, a.N, a.weight, a.K, T(a.add_dx), a.dx + row * a.K, a.K, ROWSB);
-    blas::gemm(true, false, a.N, a.K, rows, T(1), dy, a.N, x, a.K, first ? T(0) : T(1), dweight, a.K);
+      blas::gemm(false, false, rows, a.K, a.N, T(1), dy, a.N, a.weight, a.K, T(a.add_dx), a.dx + row * a.K, a.K, blas::Rows::distant);
+    blas::gemm(true, false, a.N, a.K, rows, T(1), dy, a.N, x, a.K, first ? T(0) : T(1), dweight, a.K, blas::Rows::DWR);
     if (a.dbias) column_sums(dy, rows, a.N, 0, a.N, first, dbias);
   }
 }
@@ -68,7 +74,7 @@ void run(Cpu cpu, const LinearFwd<T>& a) {
   parallel_for(cpu, blocks.count(), [&](int64_t index) {
     const auto [row, column, rows, columns] = blocks[index];
     blas::gemm_bias(rows, columns, a.K, a.x + row * a.K, a.K, a.weight + column * a.K, a.K,
-                    a.bias ? a.bias + column : nullptr, a.y + row * a.N + column, a.N, ROWSF);
+                    a.bias ? a.bias + column : nullptr, a.y + row * a.N + column, a.N, blas::Rows::distant);
   });
 }
 

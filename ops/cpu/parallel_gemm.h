@@ -44,7 +44,7 @@ void parallel_gemm(Cpu cpu, bool trans_a, bool trans_b, int64_t m, int64_t n, in
   parallel_for(cpu, blocks.count(), [&](int64_t index) {
     const auto [row, column, rows, columns] = blocks[index];
     gemm(trans_a, trans_b, rows, columns, k, alpha, a + (trans_a ? row : row * lda), lda,
-         b + (trans_b ? column * ldb : column), ldb, beta, c + row * ldc + column, ldc);
+         b + (trans_b ? column * ldb : column), ldb, beta, c + row * ldc + column, ldc, Rows::distant);
   });
 }
 
@@ -66,7 +66,7 @@ void split_k_gemm(Cpu cpu, int64_t pieces, bool trans_a, bool trans_b, int64_t m
   parallel_for(cpu, pieces, [&](int64_t piece) {
     const int64_t begin = piece * k / pieces, end = (piece + 1) * k / pieces;
     gemm(trans_a, trans_b, m, n, end - begin, T(1), a + (trans_a ? begin * lda : begin), lda,
-         b + (trans_b ? begin : begin * ldb), ldb, T(0), workspace + piece * m * n, n);
+         b + (trans_b ? begin : begin * ldb), ldb, T(0), workspace + piece * m * n, n, Rows::distant);
   });
   sum_parts(cpu, workspace, pieces, m * n, m * n, accumulate, c);
 }

@@ -3,9 +3,8 @@
 
 #include "ops/cpu/simd.h"
 
-// Mathematical functions of vectors beyond exp. The f32 ones are polynomials (minimax fits made for this file) with the
-// stated error against the exact value, over all of f32 and on any instruction set; an ulp is the spacing of f32 at the
-// result. f64 lanes go through the standard library: they serve gradient checks, where only accuracy counts.
+// Mathematical functions of f32 vectors beyond exp: polynomials (minimax fits made for this file) with the stated error
+// against the exact value, over all of f32 and on any instruction set; an ulp is the spacing of f32 at the result.
 
 namespace margay::simd {
 
@@ -104,14 +103,14 @@ inline Vec<float> tanh(Vec<float> x) {
   return select(x == x, copysign(t / (t + 2.0f), x), x);
 }
 
-/// Distribution function and density of the standard normal.
-template <class T>
+/// Distribution function and density of the standard normal, with relative errors below (8 + x^2) 2^-24 where they are
+/// normal numbers.
 struct NormalDistribution {
-  Vec<T> cdf, density;
+  Vec<float> cdf, density;
 };
-/// With relative errors below (8 + x^2) 2^-24 where they are normal numbers. cdf(-a) is e^(-a^2 / 2) / (1 + 0.28 a)
+/// cdf(-a) is e^(-a^2 / 2) / (1 + 0.28 a)
 /// times a polynomial in a / (1 + 0.28 a) for a >= 0.
-inline NormalDistribution<float> normal_distribution(Vec<float> x) {
+inline NormalDistribution normal_distribution(Vec<float> x) {
   constexpr float inv_sqrt_two_pi = 0.398942280f;
   const Vec<float> e = exp(-0.5f * x * x), a = min(abs(x), 14.5f);
   const Vec<float> t = 1.0f / (0.28f * a + 1.0f);
@@ -186,34 +185,6 @@ inline Vec<float> pow(Vec<float> x, Vec<float> y) {
   const Mask<float> integer = truncated(y) == y, even = truncated(0.5f * y) == 0.5f * y;
   const Vec<float> of_negative = select(even | (abs(y) >= all_even), size, select(integer, -size, kNan));
   return select(y == 0.0f, 1.0f, select(x < 0.0f, of_negative, size));
-}
-
-inline Vec<double> log(Vec<double> x) {
-  return map(x, [](double lane) { return std::log(lane); });
-}
-inline Vec<double> log1p(Vec<double> x) {
-  return map(x, [](double lane) { return std::log1p(lane); });
-}
-inline Vec<double> expm1(Vec<double> x) {
-  return map(x, [](double lane) { return std::expm1(lane); });
-}
-inline Vec<double> tanh(Vec<double> x) {
-  return map(x, [](double lane) { return std::tanh(lane); });
-}
-inline NormalDistribution<double> normal_distribution(Vec<double> x) {
-  constexpr double sqrt_half = 0.7071067811865476, inv_sqrt_two_pi = 0.3989422804014327;
-  return {map(x, [](double lane) { return 0.5 * std::erfc(-sqrt_half * lane); }),
-          map(x, [](double lane) { return inv_sqrt_two_pi * std::exp(-0.5 * lane * lane); })};
-}
-inline Vec<double> sin(Vec<double> x) {
-  return map(x, [](double lane) { return std::sin(lane); });
-}
-inline Vec<double> cos(Vec<double> x) {
-  return map(x, [](double lane) { return std::cos(lane); });
-}
-inline Vec<double> pow(Vec<double> x, Vec<double> y) {
-  for (int i = 0; i < Vec<double>::size; ++i) x.v[i] = std::pow(x.v[i], y.v[i]);
-  return x;
 }
 
 }  // namespace margay::simd

@@ -1,6 +1,6 @@
 #include "ops/unary.h"
 
-#include "ops/cpu/simd_math.h"
+#include "ops/cpu/lanes.h"
 
 namespace margay::kernels {
 namespace {
@@ -11,12 +11,12 @@ constexpr int64_t kElementsPerPiece = 32768;
 
 template <class T>
 void run(Cpu cpu, const UnaryFwd<T>& a) {
-  using Vec = simd::Vec<T>;
+  using L = Lanes<T>;
   std::visit(
       [&](const auto functor) {
         parallel_ranges(cpu, a.n, kElementsPerPiece, [&](int64_t begin, int64_t end) {
-          for (int64_t i = begin; i < end; i += Vec::size)
-            functor.value(Vec::load(a.x + i, end - i)).store(a.y + i, end - i);
+          for (int64_t i = begin; i < end; i += L::size)
+            L::store(a.y + i, end - i, functor.value(L::load(a.x + i, end - i)));
         });
       },
       a.functor);
@@ -24,17 +24,17 @@ void run(Cpu cpu, const UnaryFwd<T>& a) {
 
 template <class T>
 void run(Cpu cpu, const UnaryBwd<T>& a) {
-  using Vec = simd::Vec<T>;
+  using L = Lanes<T>;
   std::visit(
       [&]<class Functor>(const Functor functor) {
         parallel_ranges(cpu, a.n, kElementsPerPiece, [&](int64_t begin, int64_t end) {
-          for (int64_t i = begin; i < end; i += Vec::size) {
+          for (int64_t i = begin; i < end; i += L::size) {
             const int64_t n = end - i;
-            Vec saved(T(0));
-            if constexpr (Functor::saves != functors::Saves::nothing) saved = Vec::load(a.saved + i, n);
-            Vec dx = Vec::load(a.dy + i, n) * functor.derivative(saved, saved);
-            if (a.accumulate) dx += Vec::load(a.dx + i, n);
-            dx.store(a.dx + i, n);
+            typename L::Type saved(T(0));
+            if constexpr (Functor::saves != functors::Saves::nothing) saved = L::load(a.saved + i, n);
+            auto dx = L::load(a.dy + i, n) * functor.derivative(saved, saved);
+            if (a.accumulate) dx += L::load(a.dx + i, n);
+            L::store(a.dx + i, n, dx);
           }
         });
       },

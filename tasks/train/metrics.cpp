@@ -2,13 +2,14 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
-#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "engine/error.h"
+#include "engine/mapped_file.h"
 
 namespace margay {
 namespace {
@@ -38,20 +39,17 @@ struct Lines {
 };
 
 Lines read_lines(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) throw_file_error(path, "cannot be read", errno);
+  const MappedFile file(path);
+  const std::string_view text(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
   Lines lines;
-  size_t end = 0;
-  for (std::string line; std::getline(file, line) && !file.eof();) {
-    end += line.size() + 1;
+  for (size_t begin = 0, end = text.find('\n'); end != text.npos; begin = end + 1, end = text.find('\n', begin)) {
     try {
-      lines.metrics.push_back(metrics_from_json(line));
+      lines.metrics.push_back(metrics_from_json(text.substr(begin, end - begin)));
     } catch (const DataError& error) {
       throw DataError(fmt::format("{}:{}: {}", quoted_path(path), lines.metrics.size() + 1, error.what()));
     }
-    lines.ends.push_back(end);
+    lines.ends.push_back(end + 1);
   }
-  if (file.bad()) throw_file_error(path, "cannot be read", EIO);
   return lines;
 }
 
@@ -97,6 +95,9 @@ std::vector<Metrics> read_metrics(const std::string& path) { return read_lines(p
 MetricsLog::MetricsLog(const std::string& path, int64_t last_step)
     : path_(path), file_(::open(path.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0666)) {
   if (!file_.valid()) throw_file_error(path, "cannot be written", errno);
+  struct stat info {};
+  if (::fstat(file_.number(), &info) != 0) throw_file_error(path, "cannot be read", errno);
+  if (!S_ISREG(info.st_mode) || info.st_size == 0) return;
   const Lines lines = read_lines(path);
   size_t kept = 0;
   for (size_t i = 0; i < lines.ends.size() && lines.metrics[i].step <= last_step; ++i) kept = lines.ends[i];

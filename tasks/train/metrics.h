@@ -39,8 +39,8 @@ std::string to_json(const Metrics& metrics);
 /// Throws DataError that says what is wrong.
 Metrics metrics_from_json(std::string_view line);
 
-/// Reads metrics.jsonl. An unfinished last line, as a kill leaves it, does not count. Throws DataError naming file and
-/// line.
+/// Reads metrics.jsonl. An unfinished last line, as a kill leaves it, does not count. Throws DataError naming the file,
+/// and the line where one is wrong; also for an empty file.
 std::vector<Metrics> read_metrics(const std::string& path);
 
 /// metrics.jsonl of a run that is going on: every line is written by one call, so a kill leaves whole lines.

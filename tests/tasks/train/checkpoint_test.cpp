@@ -177,7 +177,7 @@ TEST_CASE("checkpoints: an error keeps the old one and leaves nothing else") {
 }
 
 TEST_CASE("checkpoints: a full disk, at every file") {
-  const test::Threads one(1);
+  const test::Threads single(1);
   const test::TempDir dir;
   Trainer trainer(test::tiny_config());
   CheckpointStore store(dir.file(""));

@@ -67,7 +67,7 @@ std::vector<float> gradients_of(const LanguageModel& model) {
 }  // namespace
 
 TEST_CASE("evaluate: loss and accuracy are those of the logits, for any batch size") {
-  const test::Threads one(1);
+  const test::Threads single(1);
   const Config config = test::tiny_config();
   const auto task = make_task(config.task);
   const LanguageModel model = made_up_model(config);
@@ -82,7 +82,7 @@ TEST_CASE("evaluate: loss and accuracy are those of the logits, for any batch si
 }
 
 TEST_CASE("evaluate: accuracy is averaged by example first") {
-  const test::Threads one(1);
+  const test::Threads single(1);
   const Config config = test::tiny_config();
   const LanguageModel model = made_up_model(config);
   const std::vector<int32_t> ids(32, 1);
@@ -111,7 +111,7 @@ TEST_CASE("evaluate: accuracy is averaged by example first") {
 }
 
 TEST_CASE("add_gradients: several batches weigh by their labels, as one batch of them all") {
-  const test::Threads one(1);
+  const test::Threads single(1);
   Config config = test::tiny_config();
   config.task.name = "text";
   const LanguageModel model = made_up_model(config);

@@ -66,7 +66,7 @@ Config run_config() {
 }  // namespace
 
 TEST_CASE("run: leaves everything about itself in its folder") {
-  const test::Threads one(1);
+  const test::Threads single(1);
   const test::TempDir dir;
   const std::string folder = dir.file("a/b/run");
   const Config config = run_config();
@@ -92,7 +92,7 @@ TEST_CASE("run: leaves everything about itself in its folder") {
 }
 
 TEST_CASE("run: resuming after a stop or a crash gives the same bits as never stopping") {
-  const test::Threads one(1);
+  const test::Threads single(1);
   const test::TempDir dir;
   const Config config = run_config();
   const std::string straight = dir.file("straight"), broken = dir.file("broken");
@@ -116,7 +116,7 @@ TEST_CASE("run: resuming after a stop or a crash gives the same bits as never st
 }
 
 TEST_CASE("run: how often it saves changes no bit") {
-  const test::Threads one(1);
+  const test::Threads single(1);
   const test::TempDir dir;
   Config often = run_config(), rarely = run_config();
   often.train.checkpoint_every = 1;
@@ -129,7 +129,7 @@ TEST_CASE("run: how often it saves changes no bit") {
 }
 
 TEST_CASE("run: one that is finished stays as it is") {
-  const test::Threads one(1);
+  const test::Threads single(1);
   const test::TempDir dir;
   const std::string folder = dir.file("run");
   Config config = run_config();
@@ -153,7 +153,7 @@ TEST_CASE("run: one that is finished stays as it is") {
 }
 
 TEST_CASE("run: without a checkpoint, resuming starts afresh") {
-  const test::Threads one(1);
+  const test::Threads single(1);
   const test::TempDir dir;
   const std::string folder = dir.file("run");
   const Config config = run_config();
@@ -167,7 +167,7 @@ TEST_CASE("run: without a checkpoint, resuming starts afresh") {
 }
 
 TEST_CASE("run: divergence keeps the last good checkpoint") {
-  const test::Threads one(1);
+  const test::Threads single(1);
   const test::TempDir dir;
   const std::string folder = dir.file("run");
   Config config = run_config();
@@ -184,7 +184,7 @@ TEST_CASE("run: divergence keeps the last good checkpoint") {
 }
 
 TEST_CASE("run: a configuration that does not fit leaves no folder behind") {
-  const test::Threads one(1);
+  const test::Threads single(1);
   const test::TempDir dir;
   Config config = run_config();
   config.model.vocab_size = 8;
@@ -195,7 +195,7 @@ TEST_CASE("run: a configuration that does not fit leaves no folder behind") {
 }
 
 TEST_CASE("run: two do not train in one folder at once") {
-  const test::Threads one(1);
+  const test::Threads single(1);
   const test::TempDir dir;
   const Config config = run_config();
   struct Second final : TrainObserver {

@@ -55,7 +55,7 @@ TEST_CASE("trainer: same seed, same bits, for 1, 2 and 3 threads; another seed, 
 }
 
 TEST_CASE("trainer: a saved and restored run has the bits of one that never stopped") {
-  const test::Threads one(1);
+  const test::Threads single(1);
   const test::TempDir dir;
   const Config config = demanding_config();
   Trainer straight(config);
@@ -82,7 +82,7 @@ TEST_CASE("trainer: a saved and restored run has the bits of one that never stop
 }
 
 TEST_CASE("trainer: testing and saving change no bit") {
-  const test::Threads one(1);
+  const test::Threads single(1);
   const test::TempDir dir;
   const Config config = demanding_config();
   Trainer plain(config), busy(config);
@@ -96,7 +96,7 @@ TEST_CASE("trainer: testing and saving change no bit") {
 }
 
 TEST_CASE("trainer: k batches of b are one batch of k b") {
-  const test::Threads one(1);
+  const test::Threads single(1);
   Config one = tiny_config(), several = tiny_config();
   one.train.batch_size = 24;
   several.train.batch_size = 8;
@@ -114,7 +114,7 @@ TEST_CASE("trainer: k batches of b are one batch of k b") {
 }
 
 TEST_CASE("trainer: an epoch keeps its smaller last batch") {
-  const test::Threads one(1);
+  const test::Threads single(1);
   Config config = tiny_config();
   config.train.steps = 0;
   config.train.epochs = 2;
@@ -132,7 +132,7 @@ TEST_CASE("trainer: an epoch keeps its smaller last batch") {
 }
 
 TEST_CASE("trainer: fresh examples never end") {
-  const test::Threads one(1);
+  const test::Threads single(1);
   Config config = tiny_config();
   config.task.train_examples = 0;
   Trainer trainer(config);
@@ -144,7 +144,7 @@ TEST_CASE("trainer: fresh examples never end") {
 }
 
 TEST_CASE("trainer: recall is learned") {
-  const test::Threads one(1);
+  const test::Threads single(1);
   Config config = tiny_config();
   config.task.train_examples = 0;
   config.task.test_examples = 200;
@@ -160,7 +160,7 @@ TEST_CASE("trainer: recall is learned") {
 }
 
 TEST_CASE("train: tests, saves and stops when it should") {
-  const test::Threads one(1);
+  const test::Threads single(1);
   struct Recorder final : TrainObserver {
     std::vector<int64_t> steps, tests, saves;
     int64_t stop_at = 0, now = 0;
@@ -221,7 +221,7 @@ TEST_CASE("train: tests, saves and stops when it should") {
 }
 
 TEST_CASE("trainer: divergence is an error that leaves the weights as they were") {
-  const test::Threads one(1);
+  const test::Threads single(1);
   Config config = tiny_config();
   config.train.lr = 1e30;
   Trainer trainer(config);
@@ -244,7 +244,7 @@ TEST_CASE("trainer: divergence is an error that leaves the weights as they were"
 }
 
 TEST_CASE("trainer: a checkpoint of another configuration is refused") {
-  const test::Threads one(1);
+  const test::Threads single(1);
   const test::TempDir dir;
   const std::string folder = dir.file("checkpoint");
   Config config = tiny_config();
