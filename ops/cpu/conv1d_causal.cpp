@@ -15,11 +15,6 @@ struct Sequence {
   T* operator[](int64_t row) const { return data + row * stride; }
 };
 
-// Filters up to this width read x where it lies and stream through it a few rows at a time. For longer ones blocks of
-// one vector of channels are packed first: rows that lie a multiple of 4 kB apart would evict each other.
-constexpr int64_t kLongestDirect = 16;
-constexpr int64_t kBlock = 64;  // rows, and taps, of a packed block
-
 template <class T>
 constexpr int64_t kLanes = simd::Vec<T>::size;
 
@@ -50,23 +45,16 @@ void store(simd::Vec<T> v, T* p, int64_t lanes) {
   }
 }
 
-// One vector of channels of rows first ... last - 1, side by side.
-template <bool partial, class T>
-void pack(Sequence<const T> x, int64_t first, int64_t last, int64_t lanes, T* packed) {
-  for (int64_t t = first; t < last; ++t) load<partial>(x[t], lanes).store(packed + (t - first) * kLanes<T>);
-}
-
-// R rows of the result for one vector of channels, from row t on: start + sum over w < width of taps[w] x[t - w].
-// x, y and start point to row t.
+// R rows of the result for one vector of channels, from row t on, to which x and y point.
 template <int R, bool partial, class T>
-void filter_block(int64_t width, const T* taps, Sequence<const T> x, Sequence<T> y, Sequence<const T> start, int64_t t,
+void filter_block(int64_t width, const T* taps, const T* bias, Sequence<const T> x, Sequence<T> y, int64_t t,
                   int64_t lanes) {
   using Vec = simd::Vec<T>;
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) __builtin_prefetch(x[R + r]);  // streams of so few lines escape the hardware's eye
   Vec sum[R];
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) sum[r] = start.data ? load<partial>(start[r], lanes) : Vec(T(0));
+  for (int r = 0; r < R; ++r) sum[r] = bias ? load<partial>(bias, lanes) : Vec(T(0));
   // Taps w ... w + N - 1, neighbours of which meet the same rows of x.
   const auto add = [&]<int... N>(int64_t w, std::integer_sequence<int, N...>, const auto& exists) {
     const Vec tap[] = {Vec::load(taps + (w + N) * kLanes<T>)...};
@@ -86,47 +74,21 @@ void filter_block(int64_t width, const T* taps, Sequence<const T> x, Sequence<T>
   for (int r = 0; r < R; ++r) store<partial>(sum[r], y[r], lanes);
 }
 
-// Rows first ... last - 1 of one vector of channels: y[t] = start + sum over w < width of taps[w] x[t - w - delay].
-// `x` begins at row `base`.
-template <bool partial, class T>
-void filter_rows(int64_t width, const T* taps, Sequence<const T> x, int64_t base, Sequence<T> y,
-                 Sequence<const T> start, int64_t first, int64_t last, int64_t delay, int64_t lanes) {
-  constexpr int R = 8;
-  const auto block = [&]<int count>(int64_t t) {
-    filter_block<count, partial>(width, taps, {x[t - delay - base], x.stride}, {y[t], y.stride},
-                                 {start.data ? start[t] : nullptr, start.stride}, t - delay, lanes);
-  };
-  int64_t t = first;
-  for (; t + R <= last; t += R) block.template operator()<R>(t);
-  for (; t < last; ++t) block.template operator()<1>(t);
-}
-
-// y[t] = bias + sum over w <= t of taps[w] x[t - w] for rows begin ... end - 1.
+// y[t] = bias + sum over w <= t of taps[w] x[t - w] for rows begin ... end - 1. A few rows of all channels at a time:
+// so x and y are walked through in the order of memory, and the rows before stay in the second-level cache.
 template <class T>
 void filter(const ConvShape& s, const T* taps, const T* bias, Sequence<const T> x, Sequence<T> y, int64_t begin,
             int64_t end) {
-  const int64_t rows = s.W <= kLongestDirect ? 8 : kBlock;
-  for (int64_t first = begin; first < end; first += rows) {
-    const int64_t last = std::min(end, first + rows);
+  constexpr int R = 8;
+  const auto rows = [&]<int count>(int64_t t) {
     for_channels<T>(s, [&]<bool partial>(int64_t c, int64_t lanes) {
-      const T* const own_taps = taps + taps_begin<T>(s, c);
-      const Sequence<const T> own_x{x.data + c, x.stride}, offset{bias ? bias + c : nullptr, 0};
-      const Sequence<T> own_y{y.data + c, y.stride};
-      if (s.W <= kLongestDirect) {
-        filter_rows<partial>(s.W, own_taps, own_x, 0, own_y, offset, first, last, 0, lanes);
-        return;
-      }
-      alignas(64) T packed[2 * kBlock * kLanes<T>];
-      for (int64_t delay = 0; delay < std::min(s.W, last); delay += kBlock) {
-        const int64_t width = std::min(kBlock, s.W - delay), from = std::max(first, delay);
-        const int64_t base = std::max<int64_t>(0, from - delay - (width - 1));
-        pack<partial>(own_x, base, last - delay, lanes, packed);
-        const Sequence<const T> start = delay == 0 ? offset : Sequence<const T>{own_y.data, own_y.stride};
-        filter_rows<partial>(width, own_taps + delay * kLanes<T>, {packed, kLanes<T>}, base, own_y, start, from, last,
-                             delay, lanes);
-      }
+      filter_block<count, partial>(s.W, taps + taps_begin<T>(s, c), bias ? bias + c : nullptr, {x[t] + c, x.stride},
+                                   {y[t] + c, y.stride}, t, lanes);
     });
-  }
+  };
+  int64_t t = begin;
+  for (; t + R <= end; t += R) rows.template operator()<R>(t);
+  for (; t < end; ++t) rows.template operator()<1>(t);
 }
 
 // sums[n] += sum over r < rows of dy[r] x[r - n] for N taps and one vector of channels; `history` rows lie before x.
@@ -154,46 +116,24 @@ void correlate_block(Sequence<const T> x, Sequence<const T> dy, int64_t history,
   for (int n = 0; n < N; ++n) sum[n].store(sums + n * kLanes<T>);
 }
 
-// sums[w] += sum of dy[t] x[t - w - delay], w < width, for rows t of one vector of channels before `last` and from
-// `first` or the first that meets x on. `x` begins at row x_base, `dy` at row dy_base.
-template <bool partial, class T>
-void correlate_rows(int64_t width, Sequence<const T> x, int64_t x_base, Sequence<const T> dy, int64_t dy_base,
-                    int64_t first, int64_t last, int64_t delay, T* sums, int64_t lanes) {
-  const auto block = [&]<int count>(int64_t w) {
-    const int64_t t = std::max(first, delay + w), history = t - delay - w;
-    if (t >= last) return;
-    correlate_block<count, partial>({x[history - x_base], x.stride}, {dy[t - dy_base], dy.stride}, history, last - t,
-                                    sums + w * kLanes<T>, lanes);
-  };
-  int64_t w = 0;
-  for (; w + 8 <= width; w += 8) block.template operator()<8>(w);
-  for (; w + 4 <= width; w += 4) block.template operator()<4>(w);
-  for (; w < width; ++w) block.template operator()<1>(w);
-}
-
 // sums[w] += sum over t >= w of dy[t] x[t - w] for rows begin ... end - 1.
 template <class T>
 void correlate(const ConvShape& s, Sequence<const T> x, Sequence<const T> dy, int64_t begin, int64_t end, T* sums) {
-  const int64_t rows = s.W <= kLongestDirect ? 16 : kBlock;
+  const int64_t rows = s.W <= 16 ? 16 : 32;  // many sums are worth more rows between their loads and stores
   for (int64_t first = begin; first < end; first += rows) {
     const int64_t last = std::min(end, first + rows);
     for_channels<T>(s, [&]<bool partial>(int64_t c, int64_t lanes) {
-      const Sequence<const T> own_x{x.data + c, x.stride}, own_dy{dy.data + c, dy.stride};
-      T* const own_sums = sums + taps_begin<T>(s, c);
-      if (s.W <= kLongestDirect) {
-        correlate_rows<partial>(s.W, own_x, 0, own_dy, 0, first, last, 0, own_sums, lanes);
-        return;
-      }
-      alignas(64) T packed_x[2 * kBlock * kLanes<T>], packed_dy[kBlock * kLanes<T>];
-      pack<partial>(own_dy, first, last, lanes, packed_dy);
-      for (int64_t delay = 0; delay < std::min(s.W, last); delay += kBlock) {
-        const int64_t width = std::min(kBlock, s.W - delay);
-        const int64_t base = std::max<int64_t>(0, std::max(first, delay) - delay - (width - 1));
-        pack<partial>(own_x, base, last - delay, lanes, packed_x);
-        correlate_rows<partial>(width, Sequence<const T>{packed_x, kLanes<T>}, base,
-                                Sequence<const T>{packed_dy, kLanes<T>}, first, first, last, delay,
-                                own_sums + delay * kLanes<T>, lanes);
-      }
+      const auto block = [&]<int count>(int64_t w) {
+        const int64_t t = std::max(first, w);
+        correlate_block<count, partial>(Sequence<const T>{x[t - w] + c, x.stride},
+                                        Sequence<const T>{dy[t] + c, dy.stride}, t - w, last - t,
+                                        sums + taps_begin<T>(s, c) + w * kLanes<T>, lanes);
+      };
+      const int64_t reached = std::min(s.W, last);
+      int64_t w = 0;
+      for (; w + 8 <= reached; w += 8) block.template operator()<8>(w);
+      for (; w + 4 <= reached; w += 4) block.template operator()<4>(w);
+      for (; w < reached; ++w) block.template operator()<1>(w);
     });
   }
 }

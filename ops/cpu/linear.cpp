@@ -8,13 +8,7 @@
 namespace margay::kernels {
 namespace {
 
-#ifndef RPB
-#define RPB 256
-#endif
-#ifndef DWR
-#define DWR cached
-#endif
-constexpr int64_t kRowsPerBlock = RPB;  // of dy, x and dx: what the second-level cache holds beside the weight
+constexpr int64_t kRowsPerBlock = 256;  // of dy, x and dx: what the second-level cache holds beside the weight
 
 // out[j] = (first ? 0 : out[j]) + sum over rows of dy[r, j], for columns begin ... end.
 template <class T>
@@ -55,13 +49,16 @@ void separate(Cpu cpu, const LinearBwd<T>& a) {
 // One group of rows: a block of dy, once in the cache, serves all gradients.
 template <class T>
 void group_gradients(const LinearBwd<T>& a, int64_t begin, int64_t end, T* dweight, T* dbias) {
+  using blas::Rows;
+  const Rows where = a.N * a.K > (1 << 17) ? Rows::distant : Rows::cached;  // dweight, between two blocks
   for (int64_t row = begin; row < end; row += kRowsPerBlock) {
     const int64_t rows = std::min(kRowsPerBlock, end - row);
     const T *x = a.x + row * a.K, *dy = a.dy + row * a.N;
     const bool first = row == begin;
     if (a.dx)
-      blas::gemm(false, false, rows, a.K, a.N, T(1), dy, a.N, a.weight, a.K, T(a.add_dx), a.dx + row * a.K, a.K, blas::Rows::distant);
-    blas::gemm(true, false, a.N, a.K, rows, T(1), dy, a.N, x, a.K, first ? T(0) : T(1), dweight, a.K, blas::Rows::DWR);
+      blas::gemm(false, false, rows, a.K, a.N, T(1), dy, a.N, a.weight, a.K, T(a.add_dx), a.dx + row * a.K, a.K,
+                 Rows::distant);
+    blas::gemm(true, false, a.N, a.K, rows, T(1), dy, a.N, x, a.K, first ? T(0) : T(1), dweight, a.K, where);
     if (a.dbias) column_sums(dy, rows, a.N, 0, a.N, first, dbias);
   }
 }

@@ -82,14 +82,14 @@ void finish_rows(const LinearCrossEntropyFwd<T>& a, const ForwardParts<T>& parts
       sum += Vec::load(parts.sum + g * a.n + i, lanes) * simd::exp(Vec::load(parts.max + g * a.n + i, lanes) - max);
     max.store(a.row_max + i, lanes);
     (Vec(T(1)) / sum).store(a.inv_sum + i, lanes);
-    T nll[Vec::size];
-    (max - Vec::load(parts.target_logits + i, lanes) + simd::log(sum)).store(nll);
+    T sums[Vec::size];
+    sum.store(sums);
     for (int64_t j = i; j < std::min(end, i + Vec::size); ++j) {
       int64_t best = 0;
       for (int64_t g = 1; g < groups; ++g)
         if (parts.max[g * a.n + j] > parts.max[best * a.n + j]) best = g;
       a.argmax[a.rows[j]] = a.best[best * a.n + j];
-      a.nll[a.rows[j]] = nll[j - i];
+      a.nll[a.rows[j]] = a.row_max[j] - parts.target_logits[j] + std::log(sums[j - i]);
     }
   }
 }
@@ -165,8 +165,11 @@ void run(Cpu cpu, const LinearCrossEntropyFwd<T>& a) {
   const ForwardParts<T> parts(a, pieces);
   std::fill_n(a.argmax, a.R, -1);
   std::fill_n(a.nll, a.R, T(0));
-  if (a.hidden != a.h)
-    for (int64_t i = 0; i < a.n; ++i) std::copy_n(a.h + a.rows[i] * a.d, a.d, a.hidden + i * a.d);
+  if (a.hidden != a.h) {
+    parallel_ranges(cpu, a.n, 256, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) std::copy_n(a.h + a.rows[i] * a.d, a.d, a.hidden + i * a.d);
+    });
+  }
   parallel_for(cpu, pieces.count(), [&](int64_t piece) {
     const int64_t word_group = piece % pieces.word_groups;
     forward_group(a, parts, group_of(piece / pieces.word_groups, pieces.row_groups, a.n),

@@ -1,10 +1,11 @@
 #pragma once
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <limits>
 
 #include "engine/parallel.h"
-#include "ops/cpu/simd_math.h"
+#include "ops/cpu/simd.h"
 
 // What the cross-entropies share: softmax statistics of one row of logits, and lists of labelled rows.
 

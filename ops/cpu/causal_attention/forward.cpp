@@ -8,6 +8,10 @@ namespace {
 
 using namespace attention;  // NOLINT: this file is the forward half of it
 
+simd::Vec<double> log(simd::Vec<double> x) {
+  return simd::map(x, [](double lane) { return std::log(lane); });
+}
+
 /// Maximum and sum of exp(score - maximum) of each query of a tile, over the keys seen so far.
 template <class T>
 struct RunningSoftmax {
