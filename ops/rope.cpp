@@ -7,22 +7,21 @@
 namespace margay {
 namespace {
 
-const Op op{
-    "rope", [] {
-      const auto sample = [](const char* name, const Shape& shape, int64_t rotary_dims, int64_t first) {
-        return Sample{.inputs = {real(shape)},
-                      .call =
-                          [=](const Tensors& in) {
-                            const RopeTable table =
-                                rope_table(first, shape[2], rotary_dims, 100, 1, 64, in[0].dtype(), in[0].device());
-                            return Tensors{rope(in[0], table)};
-                          },
-                      .name = name};
-      };
-      return Samples{sample("all dims", {2, 3, 5, 8}, 8, 0),          sample("some dims", {1, 2, 7, 9}, 6, 3),
-                     sample("one pair", {1, 1, 1, 2}, 2, 5),          sample("no pairs", {2, 1, 3, 4}, 0, 0),
-                     sample("no tokens", {2, 2, 0, 4}, 4, 0),         sample("no heads", {2, 0, 3, 4}, 4, 0)};
-    }};
+const Op op{"rope", [] {
+              const auto sample = [](const char* name, const Shape& shape, int64_t rotary_dims, int64_t first) {
+                return Sample{.inputs = {real(shape)},
+                              .call =
+                                  [=](const Tensors& in) {
+                                    const RopeTable table = rope_table(first, shape[2], rotary_dims, 100, 1, 64,
+                                                                       in[0].dtype(), in[0].device());
+                                    return Tensors{rope(in[0], table)};
+                                  },
+                              .name = name};
+              };
+              return Samples{sample("all dims", {2, 3, 5, 8}, 8, 0),  sample("some dims", {1, 2, 7, 9}, 6, 3),
+                             sample("one pair", {1, 1, 1, 2}, 2, 5),  sample("no pairs", {2, 1, 3, 4}, 0, 0),
+                             sample("no tokens", {2, 2, 0, 4}, 4, 0), sample("no heads", {2, 0, 3, 4}, 4, 0)};
+            }};
 
 // theta_i of every pair.
 std::vector<double> angles_per_position(int64_t rotary_dims, double base, double scale, int64_t train_length) {

@@ -5,7 +5,10 @@
 #ifdef MARGAY_OPENBLAS
 #include <cblas.h>
 #else
+#pragma GCC diagnostic push  // GCC 12 warns about its own intrinsics where Eigen uses them
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <Eigen/Core>
+#pragma GCC diagnostic pop
 #endif
 
 #include "ops/cpu/gemm_kernel.h"

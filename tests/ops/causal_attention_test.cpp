@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "engine/error.h"
+#include "engine/parallel.h"
 #include "ops/dropout.h"
 #include "tests/support/compare.h"
 
@@ -207,6 +208,34 @@ TEST_CASE("causal attention: gradients of the future do not reach the past, not 
   };
   for (size_t i = 0; i < 3; ++i) CHECK(same_bits(rows_from(poisoned[i], 30), rows_from(clean[i], 30)));
   CHECK(std::isnan(poisoned[1].to_vector<float>()[29 * 8]));
+}
+
+TEST_CASE("causal attention: the number of threads does not change a bit") {
+  const int before = num_threads();
+  // Few heads: tiles of queries in groups, or keys in parts. Many heads: several to a piece.
+  for (const Case& c :
+       {Case{1, 2, 300, 300, 20, 0, true}, Case{1, 1, 20, 2300, 32}, Case{30, 3, 40, 40, 16, 7, true}}) {
+    CAPTURE(title(c));
+    const auto run = [&](int threads) {
+      set_num_threads(threads);
+      const Inputs in = inputs_of(c, DType::f32);
+      Tensors leaves{in.q.detach(), in.k.detach(), in.v.detach(), c.beta ? in.beta : Tensor()};
+      for (Tensor& leaf : leaves)
+        if (leaf.defined()) leaf.set_requires_grad();
+      const Tensor y = causal_attention(leaves[0], leaves[1], leaves[2], leaves[3], options_of(c));
+      y.backward(in.dy);
+      Tensors results{y.detach()};
+      for (const Tensor& leaf : leaves)
+        if (leaf.defined()) results.push_back(leaf.grad());
+      return results;
+    };
+    const Tensors expected = run(1);
+    for (const int threads : {2, 3}) {
+      const Tensors got = run(threads);
+      for (size_t i = 0; i < got.size(); ++i) CHECK(same_bits(got[i], expected[i]));
+    }
+  }
+  set_num_threads(before);
 }
 
 TEST_CASE("causal attention: very large scores neither overflow nor lose the largest") {

@@ -103,7 +103,9 @@ if(MARGAY_WITH_CUDA)
   find_package(CUDAToolkit 12 REQUIRED)
   set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
   target_compile_definitions(margay_options INTERFACE MARGAY_CUDA=1)
-  target_compile_options(margay_options INTERFACE $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr>)
+  # The standard as an option: CMake 3.25.1 does not know yet that nvcc takes C++20.
+  target_compile_options(margay_options INTERFACE $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20 --expt-relaxed-constexpr
+                                                  -Xcompiler=-Wall,-Wextra>)
   target_link_libraries(margay_options INTERFACE CUDA::cudart_static)
   message(STATUS "Margay: CUDA ${CUDAToolkit_VERSION}")
 else()

@@ -43,10 +43,22 @@ std::vector<Group> groups_of(const LanguageModel& model) {
   return groups;
 }
 
-/// The batch that the configuration trains on. A text's windows are as long whether the file is there or not.
+bool fits(const Config& config) {
+  try {
+    validate(config);
+    return true;
+  } catch (const ConfigError&) {
+    return false;
+  }
+}
+
+/// The batch that the configuration trains on; where its task does not fit the model, as in a checkpoint made from
+/// [model] alone, whole sequences of the model's length.
 StepShape shape_of(const Config& config) {
-  const TaskShape task_shape = find_task(config.task.name).shape(config.task);
-  StepShape shape{config.train.batch_size, config.task.seq_len + task_shape.extra_columns, config.task.seq_len};
+  if (!fits(config)) return {config.train.batch_size, config.model.max_seq_len, config.model.max_seq_len};
+  const TaskShape task = find_task(config.task.name).shape(config.task);
+  StepShape shape{config.train.batch_size, config.task.seq_len + task.extra_columns, config.task.seq_len};
+  // A text scores every token; its file need not be there.
   if (config.task.name != "text") shape.labels = make_task(config.task)->max_labels(config.task.seq_len);
   return shape;
 }
@@ -141,7 +153,7 @@ int run(const Arguments& arguments) {
   const std::string checkpoint = is_checkpoint(source) ? find_checkpoint(source) : "";
   Config config = checkpoint.empty() ? preset_or_file(source) : load_checkpoint_config(checkpoint);
   for (const std::string& assignment : overrides) apply_override(config, assignment);
-  validate(config);
+  if (checkpoint.empty()) validate(config);
   const LanguageModel model =
       checkpoint.empty() ? LanguageModel(config.model, 0) : load_model(checkpoint, config.model);
   const StepShape shape = shape_of(config);

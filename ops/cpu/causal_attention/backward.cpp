@@ -98,13 +98,12 @@ class Backward {
   // dq of a tile of queries, and what it adds to dk / scale and dv, of which rows below `written` hold something.
   // Returns what it adds to dscale.
   T pull_back(const Head& head, const QueryTile<T>& queries, const Scratch& scratch, int64_t& written) const {
-    const Rows<const T> q{head.q[queries.first], head.q.stride}, y{head.y[queries.first], head.y.stride};
-    const Rows<const T> dy{head.dy[queries.first], head.dy.stride};
-    const Rows<T> dq{head.dq[queries.first], head.dq.stride};
+    const Rows<const T> q = head.q.from(queries.first), dy = head.dy.from(queries.first);
+    const Rows<T> dq = head.dq.from(queries.first);
     pack_transposed(q, queries.count, s_.dh, scratch.queries);
     pack_transposed(dy, queries.count, s_.dh, scratch.cotangents);
-    T delta[kQueries<T>], lse[kQueries<T>] = {};
-    row_products(dy, y, queries.count, delta);
+    T delta[kQueries<T>] = {}, lse[kQueries<T>] = {};
+    for (int64_t i = 0; i < queries.count; ++i) delta[i] = dot(dy[i], head.y[queries.first + i]);
     std::copy_n(a_.lse + (head.batch * s_.H + head.head) * s_.Lq + queries.first, queries.count, lse);
     for (int64_t first = queries.keys_begin; first < queries.keys_end; first += kKeys<T>) {
       const KeyTile<T> tile(s_, queries, first, queries.keys_end);
@@ -116,47 +115,16 @@ class Backward {
       const bool add = first < written;
       clear(head, written, add ? first + tile.count : first);
       written = std::max(written, first + tile.count);
-      band_product<Layout::rows>(BandProduct<T>{.a = scratch.weights,
-                                                .a_row = kQueries<T>,
-                                                .b = dy.data,
-                                                .b_row = dy.stride,
-                                                .c = head.dv[first],
-                                                .c_row = head.dv.stride,
-                                                .rows = tile.count,
-                                                .columns = s_.dh,
-                                                .depth = queries.count,
-                                                .band = tile.sees.transposed(),
-                                                .add = add});
-      band_product<Layout::rows>(BandProduct<T>{.a = scratch.dscores,
-                                                .a_row = kQueries<T>,
-                                                .b = q.data,
-                                                .b_row = q.stride,
-                                                .c = head.dk[first],
-                                                .c_row = head.dk.stride,
-                                                .rows = tile.count,
-                                                .columns = s_.dh,
-                                                .depth = queries.count,
-                                                .band = tile.sees.transposed(),
-                                                .add = add});
-      band_product<Layout::columns>(BandProduct<T>{.a = scratch.dscores,
-                                                   .a_row = kQueries<T>,
-                                                   .b = head.k[first],
-                                                   .b_row = head.k.stride,
-                                                   .c = dq.data,
-                                                   .c_row = dq.stride,
-                                                   .rows = queries.count,
-                                                   .columns = s_.dh,
-                                                   .depth = tile.count,
-                                                   .band = tile.sees,
-                                                   .add = first > queries.keys_begin});
+      gather_from_queries(tile, scratch.weights, dy, s_.dh, head.dv.from(first), add);
+      gather_from_queries(tile, scratch.dscores, q, s_.dh, head.dk.from(first), add);
+      gather_from_keys(tile, scratch.dscores, head.k.from(first), s_.dh, dq, first > queries.keys_begin);
     }
-    Vec dscale(T(0));
+    T dscale = 0;
     for (int64_t i = 0; i < queries.count; ++i) {
-      for (int64_t d = 0; d < s_.dh; d += Vec::size)
-        dscale += Vec::load(q[i] + d, s_.dh - d) * Vec::load(dq[i] + d, s_.dh - d);
+      if (a_.dbeta) dscale += dot(q[i], dq[i]);
       scale_row(dq[i], head.scale);
     }
-    return reduce_add(dscale);
+    return dscale;
   }
 
   // Scores become weights, and gradients of the weights become gradients of the scores.
@@ -177,14 +145,10 @@ class Backward {
     }
   }
 
-  // products[i] = x[i] . y[i]
-  void row_products(const Rows<const T>& x, const Rows<const T>& y, int64_t count, T* products) const {
-    for (int64_t i = 0; i < count; ++i) {
-      Vec sum(T(0));
-      for (int64_t d = 0; d < s_.dh; d += Vec::size)
-        sum += Vec::load(x[i] + d, s_.dh - d) * Vec::load(y[i] + d, s_.dh - d);
-      products[i] = reduce_add(sum);
-    }
+  T dot(const T* x, const T* y) const {
+    Vec sum(T(0));
+    for (int64_t d = 0; d < s_.dh; d += Vec::size) sum += Vec::load(x + d, s_.dh - d) * Vec::load(y + d, s_.dh - d);
+    return reduce_add(sum);
   }
 
   void scale_row(T* row, T factor) const {

@@ -115,11 +115,10 @@ class Forward {
   void attend(int64_t unit, T* scratch) const {
     const Unit at = place(unit);
     const QueryTile<T> queries(s_, at.tile);
-    const auto q = head_rows(a_.q, a_.q_strides, at.batch, at.head);
     const int64_t keys = queries.keys_end - queries.keys_begin;
     Task task{.at = at,
               .queries = queries,
-              .q = {q[queries.first], q.stride},
+              .q = head_rows(a_.q, a_.q_strides, at.batch, at.head).from(queries.first),
               .k = head_rows(a_.k, a_.k_strides, at.batch, at.head),
               .v = head_rows(a_.v, a_.v_strides, at.batch, at.head),
               .begin = queries.keys_begin + at.part * keys / parts_,
@@ -157,19 +156,8 @@ class Forward {
       const bool finish = parts_ == 1 && first + kKeys<T> >= task.end;
       if (finish)
         for (int64_t i = 0; i < queries.count; ++i) inverse[i] = 1 / softmax.sum[i];
-      band_product<Layout::columns>(BandProduct<T>{.a = task.weights,
-                                                   .a_row = kQueries<T>,
-                                                   .b = task.v[first],
-                                                   .b_row = task.v.stride,
-                                                   .c = task.y.data,
-                                                   .c_row = task.y.stride,
-                                                   .rows = queries.count,
-                                                   .columns = s_.dh,
-                                                   .depth = tile.count,
-                                                   .band = tile.sees,
-                                                   .add = first > task.begin,
-                                                   .before = softmax.rescale,
-                                                   .after = finish ? inverse : nullptr});
+      gather_from_keys(tile, task.weights, task.v.from(first), s_.dh, task.y, first > task.begin, softmax.rescale,
+                       finish ? inverse : nullptr);
     }
   }
 
@@ -263,8 +251,7 @@ class Forward {
   }
 
   Rows<T> results(const Unit& at, const QueryTile<T>& queries) const {
-    const auto y = head_rows(a_.y, a_.y_strides, at.batch, at.head);
-    return {y[queries.first], y.stride};
+    return head_rows(a_.y, a_.y_strides, at.batch, at.head).from(queries.first);
   }
   T* partial(int64_t unit) const { return a_.workspace + a_.partials_begin() + unit * a_.partial_size(); }
   T* maximum(int64_t unit) const { return partial(unit) + s_.dh * kQueries<T>; }

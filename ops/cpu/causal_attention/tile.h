@@ -23,6 +23,7 @@ struct Rows {
   T* data;
   int64_t stride;
   T* operator[](int64_t row) const { return data + row * stride; }
+  Rows from(int64_t row) const { return {data + row * stride, stride}; }
 };
 template <class T>
 Rows<T> head_rows(T* data, const HeadStrides& strides, int64_t batch, int64_t head) {
@@ -48,12 +49,13 @@ struct QueryTile {
 template <class T>
 struct KeyTile {
   using Vec = simd::Vec<T>;
-  int64_t first, count, vectors;
+  int64_t first, count, queries, vectors;
   Band sees;  // query i of the tile sees the keys i + low ... i + high of the tile
 
   KeyTile(const AttentionShape& s, const QueryTile<T>& queries, int64_t first, int64_t end)
       : first(first),
         count(std::min(kKeys<T>, end - first)),
+        queries(queries.count),
         vectors(queries.vectors()),
         sees{queries.position - first - s.reach, queries.position - first} {}
 
@@ -125,6 +127,43 @@ void scores(const KeyTile<T>& tile, const Rows<const T>& keys, const T* transpos
                                               .depth = dh,
                                               .band = {-everything, everything}});
   }
+}
+
+/// to[i] = after[i] * (before[i] * to[i] + sum over the keys j that query i sees of weights[j, i] from[j]), without the
+/// first summand unless `add`. `from` begins at the tile's first key, `to` at its first query.
+template <class T>
+void gather_from_keys(const KeyTile<T>& tile, const T* weights, const Rows<const T>& from, int64_t dh,
+                      const Rows<T>& to, bool add, const T* before = nullptr, const T* after = nullptr) {
+  band_product<Layout::columns>(BandProduct<T>{.a = weights,
+                                               .a_row = kQueries<T>,
+                                               .b = from.data,
+                                               .b_row = from.stride,
+                                               .c = to.data,
+                                               .c_row = to.stride,
+                                               .rows = tile.queries,
+                                               .columns = dh,
+                                               .depth = tile.count,
+                                               .band = tile.sees,
+                                               .add = add,
+                                               .before = before,
+                                               .after = after});
+}
+
+/// The other way round: to[j] = to[j] + sum over the queries i that see key j of weights[j, i] from[i].
+template <class T>
+void gather_from_queries(const KeyTile<T>& tile, const T* weights, const Rows<const T>& from, int64_t dh,
+                         const Rows<T>& to, bool add) {
+  band_product<Layout::rows>(BandProduct<T>{.a = weights,
+                                            .a_row = kQueries<T>,
+                                            .b = from.data,
+                                            .b_row = from.stride,
+                                            .c = to.data,
+                                            .c_row = to.stride,
+                                            .rows = tile.count,
+                                            .columns = dh,
+                                            .depth = tile.queries,
+                                            .band = tile.sees.transposed(),
+                                            .add = add});
 }
 
 /// What dropout multiplies the weights of tiles with: 0 or 1 / (1 - rate).
