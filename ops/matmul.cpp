@@ -15,7 +15,7 @@ const Op op{"matmul", [] {
                   {.inputs = {real({4}), real({4})}, .call = call, .name = "vectors"},
                   {.inputs = {real({4}), real({2, 4, 3})}, .call = call, .name = "row"},
                   {.inputs = {real({2, 3, 4}), real({4})}, .call = call, .name = "column"},
-                  {.inputs = {real({2, 1100}), real({1100, 3})}, .call = call, .name = "deep"},
+                  {.inputs = {real({2, 1030}), real({1030, 2})}, .call = call, .name = "deep"},
                   {.inputs = {real({1, 1}), real({1, 1})}, .call = call, .name = "size 1"},
                   {.inputs = {real({3, 0}), real({0, 2})}, .call = call, .name = "no depth"},
                   {.inputs = {real({0, 3, 2}), real({2, 2})}, .call = call, .name = "no batch"},

@@ -40,7 +40,7 @@ std::string to_json(const Metrics& metrics);
 Metrics metrics_from_json(std::string_view line);
 
 /// Reads metrics.jsonl. An unfinished last line, as a kill leaves it, does not count. Throws DataError naming the file,
-/// and the line where one is wrong; also for an empty file.
+/// and the line where one is wrong.
 std::vector<Metrics> read_metrics(const std::string& path);
 
 /// metrics.jsonl of a run that is going on: every line is written by one call, so a kill leaves whole lines.

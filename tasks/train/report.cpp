@@ -6,6 +6,9 @@
 #include <cmath>
 #include <filesystem>
 
+#include "engine/error.h"
+#include "engine/file.h"
+
 namespace margay {
 namespace {
 
@@ -107,7 +110,9 @@ std::string run_name(const std::string& run_folder) {
 }
 
 RunCurves load_curves(const std::string& run_folder) {
-  return {run_name(run_folder), read_metrics((std::filesystem::path(run_folder) / "metrics.jsonl").string())};
+  RunCurves run{run_name(run_folder), read_metrics((std::filesystem::path(run_folder) / "metrics.jsonl").string())};
+  if (run.metrics.empty()) throw DataError(fmt::format("{}: the run has no metrics yet", quoted_path(run_folder)));
+  return run;
 }
 
 Figure run_figure(const RunCurves& run, const std::string& subtitle, LossScale scale) {

@@ -29,6 +29,7 @@ constexpr int64_t kMetricsLines = 2000;  // of a whole run, tests not counted
 class RunFolder {
  public:
   explicit RunFolder(const std::string& path) : path_(path), lock_(make(path)) {
+    // A file system that knows no locks gives none, and its runs go unguarded.
     if (::flock(lock_.number(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
       throw ConfigError(fmt::format("{}: another process is training there", quoted_path(path)));
     }

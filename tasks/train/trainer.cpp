@@ -49,7 +49,7 @@ Trainer::Trainer(const Config& config, Device device)
       start_(Clock::now()) {
   const int64_t examples_per_step = config.train.batch_size * config.train.grad_accumulation;
   steps_per_epoch_ = (config.task.train_examples + examples_per_step - 1) / examples_per_step;
-  total_steps_ = config.train.steps > 0 ? config.train.steps : config.train.epochs * steps_per_epoch_;
+  total_steps_ = config.train.steps > 0 ? config.train.steps : checked_multiply(config.train.epochs, steps_per_epoch_);
   state_.seed = config.train.seed;
 }
 

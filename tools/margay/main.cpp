@@ -1,7 +1,9 @@
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
 #include <exception>
+#include <filesystem>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -88,6 +90,12 @@ int code_of_current_exception(std::string& message) {
   } catch (const std::bad_alloc&) {
     message = "out of memory";
     return kNoResources;
+  } catch (const std::length_error&) {  // more elements than a container can have
+    message = "out of memory";
+    return kNoResources;
+  } catch (const std::filesystem::filesystem_error& error) {
+    message = error.what();
+    return kBadData;
   } catch (const std::overflow_error& error) {  // of a product of sizes
     message = error.what();
     return kUsage;
@@ -97,12 +105,15 @@ int code_of_current_exception(std::string& message) {
   }
 }
 
-/// The message as one line.
-std::string one_line(std::string text) {
-  for (char& c : text) {
+/// "margay VERB: message" in one line; without the verb where there is none of that name.
+std::string error_line(const Arguments& arguments, std::string message) {
+  for (char& c : message) {
     if (c == '\n' || c == '\r') c = ' ';
   }
-  return text;
+  const bool known = !arguments.empty() && std::any_of(kVerbs.begin(), kVerbs.end(), [&](const Verb* verb) {
+    return verb->name == arguments.front();
+  });
+  return fmt::format("margay{}: {}", known ? ' ' + arguments.front() : "", message);
 }
 
 int run(const Arguments& arguments) {
@@ -111,10 +122,7 @@ int run(const Arguments& arguments) {
   } catch (...) {
     std::string message;
     const int code = code_of_current_exception(message);
-    const std::string verb = arguments.empty() ? "" : arguments.front() + ' ';
-    const bool known = !arguments.empty() && !message.starts_with("unknown verb");
-    if (!message.empty())
-      print_error(fmt::format("margay{}{}: {}", known ? " " : "", known ? arguments.front() : "", one_line(message)));
+    if (!message.empty()) print_error(error_line(arguments, message));
     return code;
   }
 }
@@ -124,5 +132,5 @@ int run(const Arguments& arguments) {
 
 int main(int argc, char** argv) {
   margay::cli::prepare_standard_streams();
-  return margay::cli::run({argv + 1, argv + argc});
+  return margay::cli::run({argv + std::min(1, argc), argv + argc});
 }

@@ -103,7 +103,7 @@ class Backward {
     pack_transposed(q, queries.count, s_.dh, scratch.queries);
     pack_transposed(dy, queries.count, s_.dh, scratch.cotangents);
     T delta[kQueries<T>] = {}, lse[kQueries<T>] = {};
-    for (int64_t i = 0; i < queries.count; ++i) delta[i] = dot(dy[i], head.y[queries.first + i]);
+    for (int64_t i = 0; i < queries.count; ++i) delta[i] = dot(dy[i], head.y[queries.first + i], s_.dh);
     std::copy_n(a_.lse + (head.batch * s_.H + head.head) * s_.Lq + queries.first, queries.count, lse);
     for (int64_t first = queries.keys_begin; first < queries.keys_end; first += kKeys<T>) {
       const KeyTile<T> tile(s_, queries, first, queries.keys_end);
@@ -121,7 +121,7 @@ class Backward {
     }
     T dscale = 0;
     for (int64_t i = 0; i < queries.count; ++i) {
-      if (a_.dbeta) dscale += dot(q[i], dq[i]);
+      if (a_.dbeta) dscale += dot<T>(dq[i], q[i], s_.dh);
       scale_row(dq[i], head.scale);
     }
     return dscale;
@@ -143,12 +143,6 @@ class Backward {
         weight.store(scratch.weights + at);
       }
     }
-  }
-
-  T dot(const T* x, const T* y) const {
-    Vec sum(T(0));
-    for (int64_t d = 0; d < s_.dh; d += Vec::size) sum += Vec::load(x + d, s_.dh - d) * Vec::load(y + d, s_.dh - d);
-    return reduce_add(sum);
   }
 
   void scale_row(T* row, T factor) const {

@@ -164,16 +164,10 @@ class Forward {
   // A single query (decoding): a lane per key, and nothing is masked.
   void attend_alone(const Task& task, RunningSoftmax<T>& softmax) const {
     constexpr T lowest = RunningSoftmax<T>::kLowest;
-    const T* const q = task.q.data;
     T* const weights = task.weights;
     for (int64_t first = task.begin; first < task.end; first += kKeys<T>) {
       const KeyTile<T> tile(s_, task.queries, first, task.end);
-      for (int64_t j = 0; j < tile.count; ++j) {
-        const T* const k = task.k[first + j];
-        Vec sum(T(0));
-        for (int64_t d = 0; d < s_.dh; d += Vec::size) sum += Vec::load(q + d, s_.dh - d) * Vec::load(k + d, s_.dh - d);
-        weights[j] = reduce_add(sum) * task.scale;
-      }
+      for (int64_t j = 0; j < tile.count; ++j) weights[j] = dot(task.q.data, task.k[first + j], s_.dh) * task.scale;
       Vec top(softmax.maximum[0]), total(T(0));
       for (int64_t j = 0; j < tile.count; j += Vec::size)
         top = max(top, Vec::load(weights + j, tile.count - j, lowest));

@@ -81,6 +81,14 @@ struct KeyTile {
   }
 };
 
+template <class T>
+T dot(const T* x, const T* y, int64_t n) {
+  using Vec = simd::Vec<T>;
+  Vec sum(T(0));
+  for (int64_t d = 0; d < n; d += Vec::size) sum += Vec::load(x + d, n - d) * Vec::load(y + d, n - d);
+  return reduce_add(sum);
+}
+
 /// transposed[d, i] = rows[i][d], a lane per row; lanes up to the next full vector are 0.
 template <class T>
 void pack_transposed(const Rows<const T>& rows, int64_t count, int64_t dh, T* transposed) {

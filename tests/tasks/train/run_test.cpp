@@ -166,6 +166,26 @@ TEST_CASE("run: without a checkpoint, resuming starts afresh") {
   CHECK(read_metrics(folder + "/metrics.jsonl").size() == 20);
 }
 
+TEST_CASE("run: a long run has a line every so many steps, and can be stopped before the first") {
+  const test::Threads single(1);
+  const test::TempDir dir;
+  const std::string folder = dir.file("run");
+  Config config = run_config();
+  config.train.steps = 100'000;
+  config.train.eval_every = config.train.checkpoint_every = 100'000;
+  StopAfter stop;
+  stop.stop = 3;
+  CHECK(train_in_folder(config, {folder}, stop) == RunEnd::stopped);
+  CHECK(read_metrics(folder + "/metrics.jsonl").empty());
+  CHECK(content(folder + "/report.svg").starts_with("<svg"));
+  stop.stop = 120;
+  CHECK(train_in_folder(config, {folder, true}, stop) == RunEnd::stopped);
+  const auto metrics = read_metrics(folder + "/metrics.jsonl");
+  REQUIRE(metrics.size() == 2);
+  CHECK(metrics[0].step == 50);
+  CHECK(metrics[1].step == 100);
+}
+
 TEST_CASE("run: divergence keeps the last good checkpoint") {
   const test::Threads single(1);
   const test::TempDir dir;
