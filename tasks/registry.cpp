@@ -11,10 +11,11 @@
 
 namespace margay {
 
-extern const TaskInfo kMqarTask, kAssociativeRecallTask, kTextTask;
+extern const TaskInfo kMqarTask, kMqNarTask, kAssociativeRecallTask, kNGramRecallTask, kSelectiveCopyTask, kTextTask;
 
 namespace {
-constexpr std::array kTasks = {&kMqarTask, &kAssociativeRecallTask, &kTextTask};
+constexpr std::array kTasks = {&kMqarTask,        &kMqNarTask,         &kAssociativeRecallTask,
+                               &kNGramRecallTask, &kSelectiveCopyTask, &kTextTask};
 }
 
 std::span<const TaskInfo* const> task_registry() { return kTasks; }
