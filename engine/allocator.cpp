@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include "engine/error.h"
@@ -15,7 +16,8 @@ namespace {
 
 thread_local std::string_view current_op = "other";
 
-// Under AddressSanitizer every block ends in a red zone, and free memory may not be touched.
+// Under AddressSanitizer every block starts as NaN, or -1 for integers, and ends in a red zone, and free memory may not
+// be touched.
 #if defined(__SANITIZE_ADDRESS__)
 constexpr size_t kRedZone = 64;
 #else
@@ -85,7 +87,9 @@ void CachingAllocator::forbid([[maybe_unused]] void* begin, [[maybe_unused]] siz
 
 void CachingAllocator::allow([[maybe_unused]] void* begin, [[maybe_unused]] size_t bytes) const {
 #if defined(__SANITIZE_ADDRESS__)
-  if (source_->on_host()) __asan_unpoison_memory_region(begin, bytes);
+  if (!source_->on_host()) return;
+  __asan_unpoison_memory_region(begin, bytes);
+  std::memset(begin, 0xff, bytes);
 #endif
 }
 

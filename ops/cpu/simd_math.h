@@ -46,9 +46,12 @@ struct Scaled {
   Mask<float>::Native exponent;
 };
 inline Scaled split_exponent(Vec<float> x) {
-  constexpr int32_t sqrt_half = 0x3f3504f3;
-  const Mask<float>::Native exponent = (to_bits(x) - sqrt_half) >> 23;
-  return {from_bits(to_bits(x) - (exponent << 23)), exponent};
+  constexpr uint32_t sqrt_half = 0x3f3504f3;
+  // Unsigned: log() selects away what comes out for a negative x, but the differences may wrap.
+  typedef uint32_t Bits __attribute__((vector_size(kVectorBytes)));
+  const Bits bits = reinterpret_cast<Bits>(to_bits(x));
+  const auto exponent = reinterpret_cast<Mask<float>::Native>(bits - sqrt_half) >> 23;
+  return {from_bits(reinterpret_cast<Mask<float>::Native>(bits - (reinterpret_cast<Bits>(exponent) << 23))), exponent};
 }
 // log(1 + f) + ln(2) * exponent for 1 + f in [sqrt(1/2), sqrt(2)): log(1 + f) = f - f^2/2 + f^3 q(f).
 inline Vec<float> log_of_scaled(Vec<float> f, Mask<float>::Native exponent) {

@@ -72,9 +72,10 @@ TEST_CASE("batch: fewer examples are the first ones of more, and indices may be 
     const std::vector<int64_t> indices = {99, 5, 5, 0};
     Batch picked;
     make_batch(*task, Split::train, indices, 64, 2, picked);
+    const int64_t columns = task->columns(64);
     for (size_t i = 0; i < indices.size(); ++i) {
-      CHECK(std::equal(picked.inputs.begin() + i * 64, picked.inputs.begin() + (i + 1) * 64,
-                       many.inputs.begin() + indices[i] * 64));
+      CHECK(std::equal(picked.inputs.begin() + i * columns, picked.inputs.begin() + (i + 1) * columns,
+                       many.inputs.begin() + indices[i] * columns));
     }
   }
 }

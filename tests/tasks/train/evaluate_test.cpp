@@ -48,7 +48,7 @@ LanguageModel made_up_model(const Config& config) {
   for (const Parameter& parameter : model.parameters()) {
     const Tensor value = parameter.value.detach();
     std::vector<float> values = value.to_vector<float>();
-    for (size_t i = 0; i < values.size(); ++i) values[i] = 8 * values[i] + 0.3f * std::sin(static_cast<float>(i));
+    for (size_t i = 0; i < values.size(); ++i) values[i] = 2 * values[i] + 0.2f * std::sin(static_cast<float>(i));
     value.copy_from(from_values(values, value.shape()));
   }
   return model;
