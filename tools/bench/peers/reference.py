@@ -1,7 +1,7 @@
 """An independent float64 implementation of Margay's models, on PyTorch: the yardstick of check_reference.py.
 
 It shares no code with Margay and is written for reading, not for speed: each formula stands as on paper, and gradients
-come from PyTorch. Supported: backbone "zoology", mixers "attention" and "cat" with every option, all MLPs.
+come from PyTorch. Supported: backbone "zoology", the mixers of MIXERS with every option, all MLPs.
 A model is its configuration (table [model] of config.toml) and a dict of parameters by name.
 """
 
@@ -24,7 +24,7 @@ DEFAULTS = {
     "mlp": "none", "mlp_ratio": 4.0, "tie_embeddings": True,
     "cat": {"conv_width": 3, "conv_site": "post", "conv_sharing": "depthwise", "conv_on": "qkv", "conv_bias": False,
             "qk_norm": "none"},
-    "attention": {"window": 0},
+    "attention": {"window": 0}, "lincat": {"feature_map": "elu1"}, "based": {"feature_dim": 8},
 }
 
 # ---- Files --------------------------------------------------------------------------------------------------------
@@ -64,7 +64,7 @@ def load_config(checkpoint):
     """Table [model] of a checkpoint folder, with the defaults for what it leaves out."""
     table = tomllib.loads((Path(checkpoint) / "config.toml").read_text(encoding="utf-8"))["model"]
     config = DEFAULTS | table
-    for name in ("cat", "attention"):
+    for name in [name for name, value in DEFAULTS.items() if isinstance(value, dict)]:
         config[name] = DEFAULTS[name] | table.get(name, {})
     return config
 
@@ -104,6 +104,12 @@ def cat_shapes(config):
     if cat["qk_norm"] == "l2_head":
         shapes["beta"] = [heads]
     return shapes
+
+
+def based_shapes(config):
+    d, features = config["d_model"], config["n_heads"] * config["based"]["feature_dim"]
+    return {"q_proj.weight": [features, d], "k_proj.weight": [features, d], "v_proj.weight": [d, d],
+            "out_proj.weight": [d, d]}
 
 
 def mlp_width(config):
@@ -284,8 +290,58 @@ def cat_mixer(config, p, x):
     return p.linear("out_proj", causal_attention(config, q, k, v, scale))
 
 
+def weighted_average(weights, v, eps=None):
+    """sum_{s<=t} w_ts v_s, divided by (sum_{s<=t} w_ts) + eps unless that is None. -> [b, L, H dv]."""
+    weights = weights.tril()
+    o = weights @ v
+    if eps is not None:
+        o = o / (weights.sum(-1, keepdim=True) + eps)
+    return o.transpose(1, 2).reshape(v.shape[0], v.shape[2], -1)
+
+
+def linear_attention(config, q, k, v):
+    """The quadratic form of linear attention with the feature map of [model.lincat]. All [b, H, L, dh]."""
+    feature_map = config["lincat"]["feature_map"]
+    if feature_map == "taylor2":
+        s = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+        return weighted_average(1 + s + s * s / 2, v, 1e-6)
+    if feature_map == "identity":
+        return weighted_average(q @ k.transpose(-1, -2), v)
+    phi = {"elu1": lambda x: F.elu(x) + 1, "softmax": lambda x: x.softmax(-1)}[feature_map]
+    return weighted_average(phi(q) @ phi(k).transpose(-1, -2), v, 1e-6)
+
+
+def linear_attention_mixer(config, p, x):
+    q, k, v = (split_heads(config, p.linear(f"{letter}_proj", x)) for letter in "qkv")
+    if config["position"] == "rope":
+        q, k = rotate(config, q), rotate(config, k)
+    return p.linear("out_proj", linear_attention(config, q, k, v))
+
+
+def lincat_mixer(config, p, x):
+    front = filtered_then_projected if config["cat"]["conv_site"] == "input" else projected_then_filtered
+    q, k, v = (split_heads(config, front(config, p, letter, x)) for letter in "qkv")
+    if config["cat"]["qk_norm"] == "l2_head":
+        q, k = p["beta"].reshape(-1, 1, 1) * l2_normalise(q), l2_normalise(k)
+    if config["position"] == "rope":
+        q, k = rotate(config, q), rotate(config, k)
+    return p.linear("out_proj", linear_attention(config, q, k, v))
+
+
+def based_mixer(config, p, x):
+    q, k, v = (split_heads(config, x @ p[f"{letter}_proj.weight"].T) for letter in "qkv")
+    s = q @ k.transpose(-1, -2) / math.sqrt(config["based"]["feature_dim"])
+    return weighted_average(1 + s + s * s / 2, v, 1e-12) @ p["out_proj.weight"].T
+
+
 # Mixer -> (shapes of its parameters, forward pass).
-MIXERS = {"attention": (attention_shapes, attention), "cat": (cat_shapes, cat_mixer)}
+MIXERS = {
+    "attention": (attention_shapes, attention),
+    "cat": (cat_shapes, cat_mixer),
+    "linear_attention": (attention_shapes, linear_attention_mixer),
+    "lincat": (cat_shapes, lincat_mixer),
+    "based": (based_shapes, based_mixer),
+}
 
 
 def mlp(config, p, x):
