@@ -62,10 +62,21 @@ void add_linear_cases(std::vector<Case>& list) {
                   }});
 }
 
+void add_delta_cases(std::vector<Case>& list) {
+  for (const char* mixer : {"delta_net", "gated_delta_net", "gla", "retnet"}) {
+    list.push_back({mixer, [=](ModelConfig& c) { c.mixer = {mixer}; }});
+    list.push_back({std::string(mixer) + ", one head, rope ignored, 2 layers, gelu", [=](ModelConfig& c) {
+                      c.mixer = {mixer}, c.n_heads = 1, c.n_layers = 2, c.position = "rope", c.mlp = "gelu";
+                    }});
+  }
+  list.push_back({"gla and attention", [](ModelConfig& c) { c.mixer = {"gla", "attention"}, c.n_layers = 3; }});
+}
+
 // Every value of every option at least once, and the combinations in which options meet.
 std::vector<Case> cases() {
   std::vector<Case> list;
   add_linear_cases(list);
+  add_delta_cases(list);
   const auto attention = [](ModelConfig& c) { c.mixer = {"attention"}; };
   list.push_back({"attention", attention});
   list.push_back({"attention, learned positions, 2 layers, identity",
@@ -301,6 +312,9 @@ TEST_CASE("models: what does not fit is refused") {
   CHECK_NOTHROW(model.logits(zeros({1, 40}, DType::i32)));
   config.position = "learned";
   CHECK_THROWS_AS(LanguageModel(config, 5).logits(zeros({1, 17}, DType::i32)), ConfigError);
+  config.mixer = {"gla"};
+  config.n_heads = 4;
+  CHECK_THROWS_WITH_AS(LanguageModel(config, 5), doctest::Contains("model.d_model must be a multiple of"), ConfigError);
   config.mixer = {"attentoin"};
   CHECK_THROWS_WITH_AS(LanguageModel(config, 5), doctest::Contains("attention"), ConfigError);
 }

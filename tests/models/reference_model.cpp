@@ -125,6 +125,8 @@ void ReferenceModel::rotate(std::vector<double>& head, int64_t position) const {
 
 Rows ReferenceModel::mixer(const Rows& x, const std::string& name, const std::string& kind) const {
   if (kind == "linear_attention" || kind == "lincat" || kind == "based") return linear_attention(x, name, kind);
+  if (kind == "delta_net" || kind == "gated_delta_net" || kind == "gla" || kind == "retnet")
+    return delta_rule(x, name, kind);
   return softmax_attention(x, name, kind);
 }
 

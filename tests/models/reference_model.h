@@ -35,6 +35,8 @@ class ReferenceModel {
   Rows mixer(const Rows& x, const std::string& name, const std::string& kind) const;
   Rows softmax_attention(const Rows& x, const std::string& name, const std::string& kind) const;
   Rows linear_attention(const Rows& x, const std::string& name, const std::string& kind) const;
+  Rows delta_rule(const Rows& x, const std::string& name, const std::string& kind) const;
+  Rows filtered(const Rows& x, const std::string& name) const;
   std::vector<double> head_of(const Rows& rows, size_t t, size_t head) const;
   Rows mlp(const Rows& x, const std::string& name) const;
   void rotate(std::vector<double>& head, int64_t position) const;

@@ -104,6 +104,11 @@ def grid():
         add(f"based length {length}", length, mixer="based", n_layers=1 + n % 2, n_heads=[1, 2, 4][n % 3],
             based__feature_dim=[8, 3, 5][n % 3], position=["none", "rope"][n % 2])
     add("based of the benchmark", 256, mixer="based", d_model=64, n_heads=1, n_layers=2)
+    for n, mixer in enumerate(["delta_net", "gated_delta_net", "retnet", "gla"]):
+        for i, length in enumerate([1, 7, 33, 70]):
+            add(f"{mixer} length {length}", length, mixer=mixer, n_layers=1 + (i + n) % 2, n_heads=[1, 2, 4][(i + n) % 3],
+                mlp=["none", "gelu"][i % 2], position=["none", "rope"][i // 2])
+        add(f"{mixer} of the benchmark", 64, mixer=mixer, d_model=64, n_heads=4, n_layers=2)
     add("based after windowed attention", 33, mixer=["attention", "based"], n_layers=3, attention__window=5)
     return cases
 
@@ -115,6 +120,8 @@ def random_weights(shapes, generator, zero_first_key):
         normal = torch.randn(shapes[name], generator=generator, dtype=torch.float64)
         if name.endswith("beta"):
             weights[name] = 3 + 0.3 * normal
+        elif name.endswith(("A_log", "dt_bias")):
+            weights[name] = normal
         elif "norm" in name and name.endswith("weight"):
             weights[name] = 1 + 0.3 * normal
         elif name.endswith("bias"):

@@ -39,6 +39,9 @@ int64_t peak_of_step(const LanguageModel& model, const StepShape& shape, int64_t
 
 /// Features of a head of linear attention.
 double features_of(const std::string& mixer, const ModelConfig& config) {
+  if (mixer == "gla") return static_cast<double>(config.d_model / config.n_heads) / 2;
+  const bool delta = mixer == "delta_net" || mixer == "gated_delta_net" || mixer == "retnet";
+  if (delta) return static_cast<double>(config.d_model / config.n_heads);
   const bool taylor = mixer == "based" || config.lincat.feature_map == "taylor2";
   const auto rows = static_cast<double>(mixer == "based" ? config.based.feature_dim : config.d_model / config.n_heads);
   return taylor ? 1 + rows + rows * (rows + 1) / 2 : rows;
@@ -50,9 +53,8 @@ double attended(const std::string& mixer, const ModelConfig& config, double colu
     const double most = std::min(columns, static_cast<double>(config.attention.window) + 1);
     return most * columns - most * (most - 1) / 2;
   }
-  if (mixer == "lincat" || mixer == "linear_attention" || mixer == "based") {
-    return columns * features_of(mixer, config);
-  }
+  const auto linear = {"lincat", "linear_attention", "based", "gla", "retnet", "delta_net", "gated_delta_net"};
+  if (std::find(linear.begin(), linear.end(), mixer) != linear.end()) return columns * features_of(mixer, config);
   return mixer == "attention" || mixer == "cat" ? columns * (columns + 1) / 2 : 0;
 }
 
