@@ -83,32 +83,40 @@ class DeltaRule {
   /// to = P + k w^T, residual = v - P^T k (or v), y = to^T q unless it is null. `from` may be `to`.
   void step(const Token<T>& x, const T* from, T* to, T* residual, T* y) const {
     for_columns<T>(s_.dv, [&]<int V, bool partial>(int64_t column, int64_t count) {
-      const Columns<T, V, partial> columns{column, count};
-      Vec w[V], out[V];
-      for (int v = 0; v < V; ++v) w[v] = columns.load(x.v, v), out[v] = Vec(T(0));
-      if (x.beta) {
-        for (int64_t d = 0; d < s_.f; ++d) {
-          const T factor = x.k[d] * x.decay[d];
-          for (int v = 0; v < V; ++v) w[v] -= columns.load(from + d * s_.dv, v) * factor;
-        }
-      }
-      for (int v = 0; v < V; ++v) {
-        columns.store(w[v], residual, v);
-        if (x.beta) w[v] *= *x.beta;
-      }
-      for (int64_t d = 0; d < s_.f; ++d) {
-        for (int v = 0; v < V; ++v) {
-          const Vec state = columns.load(from + d * s_.dv, v) * x.decay[d] + w[v] * x.k[d];
-          columns.store(state, to + d * s_.dv, v);
-          if (y) out[v] += state * x.q[d];
-        }
-      }
-      if (y)
-        for (int v = 0; v < V; ++v) columns.store(out[v], y, v);
+      step_columns(Columns<T, V, partial>{column, count}, s_.f, s_.dv, x, from, to, residual, y);
     });
   }
 
  private:
+  // Everything by value: what is read through pointers would be read again after every store.
+  template <int V, bool partial>
+  static void step_columns(Columns<T, V, partial> columns, int64_t f, int64_t dv, Token<T> x, const T* from, T* to,
+                           T* residual, T* y) {
+    Vec w[V], out[V];
+    for (int v = 0; v < V; ++v) w[v] = columns.load(x.v, v), out[v] = Vec(T(0));
+    if (x.beta) {
+      for (int64_t d = 0; d < f; ++d) {
+        const T factor = x.k[d] * x.decay[d];
+        for (int v = 0; v < V; ++v) w[v] -= columns.load(from + d * dv, v) * factor;
+      }
+    }
+    const T beta = x.beta ? *x.beta : T(1);
+    for (int v = 0; v < V; ++v) {
+      columns.store(w[v], residual, v);
+      w[v] *= beta;
+    }
+    for (int64_t d = 0; d < f; ++d) {
+      const T decay = x.decay[d], key = x.k[d], query = y ? x.q[d] : T(0);
+      for (int v = 0; v < V; ++v) {
+        const Vec state = columns.load(from + d * dv, v) * decay + w[v] * key;
+        columns.store(state, to + d * dv, v);
+        out[v] += state * query;
+      }
+    }
+    if (!y) return;
+    for (int v = 0; v < V; ++v) columns.store(out[v], y, v);
+  }
+
   const DeltaRuleShape& s_;
   HeadRows<const T> q_, k_, v_, log_decay_, beta_;
 };
@@ -186,67 +194,97 @@ class Backward {
 
   T* state(int64_t i) const { return states_ + i * s_.state_size(); }
 
+  // Where one token's part of the pass reads and writes: pointers by value, as in step_columns.
+  struct Place {
+    int64_t f, dv_row;
+    Token<T> x;
+    const T *dy, *before, *after, *residual;  // states before and after the token
+    T *gradient, *dq, *dk, *dv, *ddecay;      // ddecay [f] or null
+  };
+  struct Sums {
+    T beta = 0, decay = 0;
+  };
+
   void pull_back(int64_t t, int64_t i) const {
-    const Token<T> x = rule_.token(t, decays_ + i * s_.f);
-    T* const ddecay = a_.dlog_decay && s_.decay == Decay::feature ? a_.dlog_decay + (head_ * s_.T + t) * s_.f : nullptr;
-    std::fill_n(dq_[t], s_.f, T(0));
-    std::fill_n(dk_[t], s_.f, T(0));
-    if (ddecay) std::fill_n(ddecay, s_.f, T(0));
-    T dbeta = 0, ddecay_of_head = 0;
+    const bool by_feature = a_.dlog_decay && s_.decay == Decay::feature;
+    const Place place{.f = s_.f,
+                      .dv_row = s_.dv,
+                      .x = rule_.token(t, decays_ + i * s_.f),
+                      .dy = dy_[t],
+                      .before = state(i),
+                      .after = state(i + 1),
+                      .residual = residuals_ + i * s_.dv,
+                      .gradient = gradient_,
+                      .dq = dq_[t],
+                      .dk = dk_[t],
+                      .dv = dv_[t],
+                      .ddecay = by_feature ? a_.dlog_decay + (head_ * s_.T + t) * s_.f : nullptr};
+    std::fill_n(place.dq, s_.f, T(0));
+    std::fill_n(place.dk, s_.f, T(0));
+    if (by_feature) std::fill_n(place.ddecay, s_.f, T(0));
+    Sums sums;
     for_columns<T>(s_.dv, [&]<int V, bool partial>(int64_t column, int64_t count) {
-      const Columns<T, V, partial> columns{column, count};
-      Vec dv[V], w[V], sum_of_head(T(0));
-      add_cotangent(columns, x, t, i, dv);
-      for (int v = 0; v < V; ++v) {
-        w[v] = columns.load(residuals_ + i * s_.dv, v);
-        if (!x.beta) continue;
-        dbeta += reduce_add(dv[v] * w[v]);
-        dv[v] *= *x.beta;
-        w[v] *= *x.beta;
-      }
-      for (int v = 0; v < V; ++v) columns.store(dv[v], dv_[t], v);
-      for (int64_t d = 0; d < s_.f; ++d) {
-        Vec dk(T(0)), decayed(T(0));
-        for (int v = 0; v < V; ++v) {
-          T* const row = gradient_ + d * s_.dv;
-          const Vec before = columns.load(state(i) + d * s_.dv, v);
-          Vec g = columns.load(row, v);
-          dk += g * w[v];
-          if (x.beta) {
-            dk -= before * x.decay[d] * dv[v];
-            g -= dv[v] * x.k[d];
-          }
-          g *= x.decay[d];
-          decayed += g * before;
-          columns.store(g, row, v);
-        }
-        dk_[t][d] += reduce_add(dk);
-        if (ddecay) ddecay[d] += reduce_add(decayed);
-        sum_of_head += decayed;
-      }
-      ddecay_of_head += reduce_add(sum_of_head);
+      pull_back_columns(Columns<T, V, partial>{column, count}, place, sums);
     });
-    if (a_.dlog_decay && s_.decay == Decay::head) a_.dlog_decay[head_ * s_.T + t] = ddecay_of_head;
-    if (a_.dbeta) a_.dbeta[head_ * s_.T + t] = dbeta;
+    if (a_.dlog_decay && s_.decay == Decay::head) a_.dlog_decay[head_ * s_.T + t] = sums.decay;
+    if (a_.dbeta) a_.dbeta[head_ * s_.T + t] = sums.beta;
+  }
+
+  template <int V, bool partial>
+  static void pull_back_columns(Columns<T, V, partial> columns, Place p, Sums& sums) {
+    Vec dv[V], w[V], decayed_sum(T(0));
+    add_cotangent(columns, p, dv);
+    const bool corrects = p.x.beta != nullptr;
+    const T beta = corrects ? *p.x.beta : T(1);
+    for (int v = 0; v < V; ++v) {
+      w[v] = columns.load(p.residual, v);
+      sums.beta += reduce_add(dv[v] * w[v]);
+      dv[v] *= beta;
+      w[v] *= beta;
+      columns.store(dv[v], p.dv, v);
+    }
+    for (int64_t d = 0; d < p.f; ++d) {
+      const T decay = p.x.decay[d], key = p.x.k[d];
+      Vec dk(T(0)), decayed(T(0));
+      for (int v = 0; v < V; ++v) {
+        T* const row = p.gradient + d * p.dv_row;
+        const Vec before = columns.load(p.before + d * p.dv_row, v);
+        Vec g = columns.load(row, v);
+        dk += g * w[v];
+        if (corrects) {
+          dk -= before * decay * dv[v];
+          g -= dv[v] * key;
+        }
+        g *= decay;
+        decayed += g * before;
+        columns.store(g, row, v);
+      }
+      p.dk[d] += reduce_add(dk);
+      if (p.ddecay) p.ddecay[d] += reduce_add(decayed);
+      decayed_sum += decayed;
+    }
+    sums.decay += reduce_add(decayed_sum);
   }
 
   // G += q dy^T, dq += S dy and dw = G^T k, for some columns.
   template <int V, bool partial>
-  void add_cotangent(const Columns<T, V, partial>& columns, const Token<T>& x, int64_t t, int64_t i,
-                     Vec (&dw)[V]) const {
-    Vec dy[V];
-    for (int v = 0; v < V; ++v) dy[v] = columns.load(dy_[t], v), dw[v] = Vec(T(0));
-    for (int64_t d = 0; d < s_.f; ++d) {
+  static void add_cotangent(Columns<T, V, partial> columns, const Place& p, Vec (&dw)[V]) {
+    Vec dy[V], sum[V];
+    for (int v = 0; v < V; ++v) dy[v] = columns.load(p.dy, v), sum[v] = Vec(T(0));
+    for (int64_t d = 0; d < p.f; ++d) {
+      const T query = p.x.q[d], key = p.x.k[d];
+      T* const row = p.gradient + d * p.dv_row;
+      const T* const after = p.after + d * p.dv_row;
       Vec dq(T(0));
       for (int v = 0; v < V; ++v) {
-        T* const row = gradient_ + d * s_.dv;
-        const Vec g = columns.load(row, v) + dy[v] * x.q[d];
+        const Vec g = columns.load(row, v) + dy[v] * query;
         columns.store(g, row, v);
-        dw[v] += g * x.k[d];
-        dq += columns.load(state(i + 1) + d * s_.dv, v) * dy[v];
+        sum[v] += g * key;
+        dq += columns.load(after, v) * dy[v];
       }
-      dq_[t][d] += reduce_add(dq);
+      p.dq[d] += reduce_add(dq);
     }
+    for (int v = 0; v < V; ++v) dw[v] = sum[v];
   }
 
   const GatedDeltaRuleBwd<T>& a_;
