@@ -7,7 +7,12 @@
 #include "engine/names.h"
 #include "models/attention.h"
 #include "models/backbone.h"
+#include "models/based.h"
 #include "models/cat.h"
+#include "models/delta_net.h"
+#include "models/lincat.h"
+#include "models/linear_attention.h"
+#include "models/retention.h"
 #include "models/zoology.h"
 
 namespace margay {
@@ -23,7 +28,17 @@ using MixerFactory = std::unique_ptr<Mixer> (*)(const ModelConfig&, int64_t, con
 using BackboneFactory = std::unique_ptr<Backbone> (*)(const ModelConfig&, const Scope&);
 
 // A new mixer or backbone is added here, and nowhere else.
-constexpr std::array kMixers{Entry<MixerFactory>{"attention", make_attention}, Entry<MixerFactory>{"cat", make_cat}};
+constexpr std::array kMixers{
+    Entry<MixerFactory>{"attention", make_attention},
+    Entry<MixerFactory>{"based", make_based},
+    Entry<MixerFactory>{"cat", make_cat},
+    Entry<MixerFactory>{"delta_net", make_delta_net},
+    Entry<MixerFactory>{"gated_delta_net", make_gated_delta_net},
+    Entry<MixerFactory>{"gla", make_gla},
+    Entry<MixerFactory>{"linear_attention", make_linear_attention},
+    Entry<MixerFactory>{"lincat", make_lincat},
+    Entry<MixerFactory>{"retnet", make_retnet},
+};
 constexpr std::array kBackbones{Entry<BackboneFactory>{"zoology", make_zoology}};
 
 template <class Entries>

@@ -1,4 +1,4 @@
-// Every option of attention and CAT: logits and gradients against the reference model, step mode against the whole
+// Every mixer with its options: logits and gradients against the reference model, step mode against the whole
 // sequence, causality to the bit.
 
 #include <doctest/doctest.h>
@@ -31,9 +31,52 @@ ModelConfig small_config() {
   return config;
 }
 
+// The linear-attention mixers: every feature map, alone and behind every front end of CAT.
+void add_linear_cases(std::vector<Case>& list) {
+  const std::vector<std::string> maps{"elu1", "taylor2", "softmax", "identity"};
+  size_t next = 0;
+  const auto add = [&](const std::string& name, const char* mixer, const std::function<void(ModelConfig&)>& change) {
+    const std::string map = maps[next++ % maps.size()];
+    list.push_back({name + ", " + map, [=](ModelConfig& c) {
+                      c.mixer = {mixer}, c.lincat.feature_map = map;
+                      change(c);
+                    }});
+  };
+  for (size_t i = 0; i < maps.size(); ++i) add("linear_attention", "linear_attention", [](ModelConfig&) {});
+  add("linear_attention, rope, 2 layers", "linear_attention",
+      [](ModelConfig& c) { c.position = "rope", c.n_layers = 2; });
+  for (const char* site : {"post", "input"})
+    for (const char* sharing : {"depthwise", "per_head", "shared"})
+      for (const char* norm : {"none", "l2_input", "l2_head"})
+        add(std::string("lincat, ") + site + ", " + sharing + ", " + norm, "lincat",
+            [=](ModelConfig& c) { c.cat.conv_site = site, c.cat.conv_sharing = sharing, c.cat.qk_norm = norm; });
+  for (size_t i = 0; i < maps.size(); ++i)
+    add("lincat, bias, rope, l2_head", "lincat", [](ModelConfig& c) {
+      c.cat.conv_bias = true, c.cat.conv_on = "qk", c.position = "rope", c.cat.qk_norm = "l2_head";
+    });
+  list.push_back({"based", [](ModelConfig& c) { c.mixer = {"based"}, c.based.feature_dim = 3; }});
+  list.push_back({"based, one head, rope ignored",
+                  [](ModelConfig& c) { c.mixer = {"based"}, c.n_heads = 1, c.position = "rope", c.yarn_scale = 2; }});
+  list.push_back({"windowed attention and based, 3 layers", [](ModelConfig& c) {
+                    c.mixer = {"attention", "based"}, c.attention.window = 4, c.n_layers = 3;
+                  }});
+}
+
+void add_delta_cases(std::vector<Case>& list) {
+  for (const char* mixer : {"delta_net", "gated_delta_net", "gla", "retnet"}) {
+    list.push_back({mixer, [=](ModelConfig& c) { c.mixer = {mixer}; }});
+    list.push_back({std::string(mixer) + ", one head, rope ignored, 2 layers, gelu", [=](ModelConfig& c) {
+                      c.mixer = {mixer}, c.n_heads = 1, c.n_layers = 2, c.position = "rope", c.mlp = "gelu";
+                    }});
+  }
+  list.push_back({"gla and attention", [](ModelConfig& c) { c.mixer = {"gla", "attention"}, c.n_layers = 3; }});
+}
+
 // Every value of every option at least once, and the combinations in which options meet.
 std::vector<Case> cases() {
   std::vector<Case> list;
+  add_linear_cases(list);
+  add_delta_cases(list);
   const auto attention = [](ModelConfig& c) { c.mixer = {"attention"}; };
   list.push_back({"attention", attention});
   list.push_back({"attention, learned positions, 2 layers, identity",
@@ -269,6 +312,9 @@ TEST_CASE("models: what does not fit is refused") {
   CHECK_NOTHROW(model.logits(zeros({1, 40}, DType::i32)));
   config.position = "learned";
   CHECK_THROWS_AS(LanguageModel(config, 5).logits(zeros({1, 17}, DType::i32)), ConfigError);
+  config.mixer = {"gla"};
+  config.n_heads = 4;
+  CHECK_THROWS_WITH_AS(LanguageModel(config, 5), doctest::Contains("model.d_model must be a multiple of"), ConfigError);
   config.mixer = {"attentoin"};
   CHECK_THROWS_WITH_AS(LanguageModel(config, 5), doctest::Contains("attention"), ConfigError);
 }

@@ -13,21 +13,18 @@ void add_to(Rows& x, const Rows& y) {
     for (size_t c = 0; c < x[t].size(); ++c) x[t][c] += y[t][c];
 }
 
-void normalise(double* x, size_t n) {
+double silu(double x) { return x / (1 + std::exp(-x)); }
+
+bool has_cat_front(const std::string& kind) { return kind == "cat" || kind == "lincat"; }
+
+}  // namespace
+
+void ReferenceModel::normalise(double* x, size_t n) {
   double squares = 0;
   for (size_t c = 0; c < n; ++c) squares += x[c] * x[c];
   const double norm = std::max(std::sqrt(squares), 1e-12);
   for (size_t c = 0; c < n; ++c) x[c] /= norm;
 }
-
-Rows normalised(Rows x) {
-  for (auto& row : x) normalise(row.data(), row.size());
-  return x;
-}
-
-double silu(double x) { return x / (1 + std::exp(-x)); }
-
-}  // namespace
 
 ReferenceModel::Values ReferenceModel::values_of(const Parameters& parameters) {
   Values values;
@@ -80,9 +77,13 @@ Rows ReferenceModel::filter(const Rows& x, const std::string& name, int64_t only
 // q, k or v before heads are split.
 Rows ReferenceModel::letter(const Rows& x, const std::string& mixer, char letter, const std::string& kind) const {
   const std::string projection = mixer + "." + letter + "_proj", conv = mixer + ".conv_" + letter;
-  const bool filtered = kind == "cat" && config_.cat.conv_on.find(letter) != std::string::npos;
-  const bool unit_rows = kind == "cat" && config_.cat.qk_norm == "l2_input" && letter != 'v';
-  const auto rows = [&](const Rows& u) { return unit_rows ? normalised(u) : u; };
+  const bool filtered = has_cat_front(kind) && config_.cat.conv_on.find(letter) != std::string::npos;
+  const bool unit_rows = has_cat_front(kind) && config_.cat.qk_norm == "l2_input" && letter != 'v';
+  const auto rows = [&](Rows u) {
+    if (unit_rows)
+      for (auto& row : u) normalise(row.data(), row.size());
+    return u;
+  };
   if (!filtered) return linear(rows(x), projection);
   if (config_.cat.conv_site == "post") return filter(linear(rows(x), projection), conv, -1);
   if (config_.cat.conv_sharing != "per_head") return linear(rows(filter(x, conv, -1)), projection);
@@ -123,28 +124,40 @@ void ReferenceModel::rotate(std::vector<double>& head, int64_t position) const {
 }
 
 Rows ReferenceModel::mixer(const Rows& x, const std::string& name, const std::string& kind) const {
+  if (kind == "linear_attention" || kind == "lincat" || kind == "based") return linear_attention(x, name, kind);
+  if (kind == "delta_net" || kind == "gated_delta_net" || kind == "gla" || kind == "retnet")
+    return delta_rule(x, name, kind);
+  return softmax_attention(x, name, kind);
+}
+
+// The part of row t that belongs to one head.
+std::vector<double> ReferenceModel::head_of(const Rows& rows, size_t t, size_t head) const {
+  const size_t width = rows[t].size() / static_cast<size_t>(config_.n_heads);
+  return {rows[t].begin() + static_cast<long>(head * width), rows[t].begin() + static_cast<long>((head + 1) * width)};
+}
+
+Rows ReferenceModel::softmax_attention(const Rows& x, const std::string& name, const std::string& kind) const {
   const Rows q = letter(x, name, 'q', kind), k = letter(x, name, 'k', kind), v = letter(x, name, 'v', kind);
   const auto heads = static_cast<size_t>(config_.n_heads), length = x.size(), head_dim = x[0].size() / heads;
   const bool unit_heads = kind == "cat" && config_.cat.qk_norm == "l2_head";
   const double temperature = config_.yarn_scale == 1 ? 1 : std::pow(0.1 * std::log(config_.yarn_scale) + 1, 2);
   Rows joined(length, std::vector<double>(x[0].size(), 0.0));
   for (size_t h = 0; h < heads; ++h) {
-    const auto head_of = [&](const Rows& rows, size_t t, bool key_or_query) {
-      std::vector<double> head(rows[t].begin() + static_cast<long>(h * head_dim),
-                               rows[t].begin() + static_cast<long>((h + 1) * head_dim));
-      if (key_or_query && unit_heads) normalise(head.data(), head_dim);
-      if (key_or_query) rotate(head, static_cast<int64_t>(t));
+    const auto key_or_query = [&](const Rows& rows, size_t t) {
+      std::vector<double> head = head_of(rows, t, h);
+      if (unit_heads) normalise(head.data(), head_dim);
+      rotate(head, static_cast<int64_t>(t));
       return head;
     };
     double scale = unit_heads ? at(name + ".beta")[h] : 1 / std::sqrt(static_cast<double>(head_dim));
     scale *= temperature;
     for (size_t t = 0; t < length; ++t) {
-      const auto query = head_of(q, t, true);
+      const auto query = key_or_query(q, t);
       const auto window = static_cast<size_t>(config_.attention.window);
       const size_t first = kind == "attention" && window > 0 && t > window ? t - window : 0;
       std::vector<double> weights;
       for (size_t s = first; s <= t; ++s) {
-        const auto key = head_of(k, s, true);
+        const auto key = key_or_query(k, s);
         double score = 0;
         for (size_t c = 0; c < head_dim; ++c) score += query[c] * key[c];
         weights.push_back(score * scale);
@@ -153,7 +166,7 @@ Rows ReferenceModel::mixer(const Rows& x, const std::string& name, const std::st
       double sum = 0;
       for (double& w : weights) sum += w = std::exp(w - largest);
       for (size_t s = first; s <= t; ++s) {
-        const auto value = head_of(v, s, false);
+        const auto value = head_of(v, s, h);
         for (size_t c = 0; c < head_dim; ++c) joined[t][h * head_dim + c] += weights[s - first] / sum * value[c];
       }
     }

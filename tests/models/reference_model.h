@@ -9,8 +9,8 @@
 
 namespace margay::test {
 
-/// A second implementation of the zoology backbone with attention and CAT, in plain f64 loops over one sequence,
-/// written from the equations and sharing no code with the engine.
+/// A second implementation of the zoology backbone and its mixers, in plain f64 loops over one sequence, written from
+/// the equations and sharing no code with the engine.
 class ReferenceModel {
  public:
   using Values = std::map<std::string, std::vector<double>>;
@@ -33,8 +33,15 @@ class ReferenceModel {
   Rows filter(const Rows& x, const std::string& name, int64_t only_head) const;
   Rows letter(const Rows& x, const std::string& mixer, char letter, const std::string& kind) const;
   Rows mixer(const Rows& x, const std::string& name, const std::string& kind) const;
+  Rows softmax_attention(const Rows& x, const std::string& name, const std::string& kind) const;
+  Rows linear_attention(const Rows& x, const std::string& name, const std::string& kind) const;
+  Rows delta_rule(const Rows& x, const std::string& name, const std::string& kind) const;
+  Rows filtered(const Rows& x, const std::string& name) const;
+  std::vector<double> head_of(const Rows& rows, size_t t, size_t head) const;
   Rows mlp(const Rows& x, const std::string& name) const;
   void rotate(std::vector<double>& head, int64_t position) const;
+
+  static void normalise(double* x, size_t n);
 
   ModelConfig config_;
   Values parameters_;

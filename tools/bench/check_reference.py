@@ -82,6 +82,34 @@ def grid():
     for scale, position in product([2.0, 8.0], ["rope", "none"]):
         add(f"cat {position} yarn_scale={scale}", 33, mixer="cat", d_model=64, position=position, yarn_scale=scale,
             max_seq_len=16)
+
+    maps = ["elu1", "taylor2", "softmax", "identity"]
+    for n, feature_map in enumerate(maps):
+        add(f"linear_attention {feature_map}", [13, 33, 7, 131][n], mixer="linear_attention", n_layers=2,
+            lincat__feature_map=feature_map, position=["none", "rope"][n % 2], mlp=["none", "gelu"][n // 2])
+        add(f"linear_attention {feature_map} several chunks", 201, mixer="linear_attention", d_model=24, n_heads=2,
+            lincat__feature_map=feature_map)
+    # Drawn from their own source, so that the configurations above stay as they are.
+    pick = random.Random(6)
+    for n, (site, sharing, norm) in enumerate(product(["post", "input"], ["depthwise", "per_head", "shared"],
+                                                      ["none", "l2_input", "l2_head"])):
+        on, width, length = letters[n % 7], pick.choice([1, 2, 3, 4, 21]), pick.choice([1, 7, 13, 33])
+        add(f"lincat {site} {sharing} {norm} {maps[n % 4]}", length, mixer="lincat", n_layers=pick.choice([1, 2]),
+            n_heads=pick.choice([1, 2, 4]), position=pick.choice(["none", "rope", "learned"]), cat__conv_site=site,
+            cat__conv_sharing=sharing, cat__qk_norm=norm, cat__conv_bias=n % 3 == 0, cat__conv_on=on,
+            cat__conv_width=width, lincat__feature_map=maps[n % 4])
+    add("lincat of the benchmark", 64, mixer="lincat", d_model=64, n_heads=1, vocab_size=8192, cat__conv_width=4)
+    add("lincat of the benchmark, several chunks", 257, mixer="lincat", d_model=64, n_heads=1, cat__conv_width=4)
+    for n, length in enumerate([1, 7, 33, 64, 201]):
+        add(f"based length {length}", length, mixer="based", n_layers=1 + n % 2, n_heads=[1, 2, 4][n % 3],
+            based__feature_dim=[8, 3, 5][n % 3], position=["none", "rope"][n % 2])
+    add("based of the benchmark", 256, mixer="based", d_model=64, n_heads=1, n_layers=2)
+    for n, mixer in enumerate(["delta_net", "gated_delta_net", "retnet", "gla"]):
+        for i, length in enumerate([1, 7, 33, 70]):
+            add(f"{mixer} length {length}", length, mixer=mixer, n_layers=1 + (i + n) % 2, n_heads=[1, 2, 4][(i + n) % 3],
+                mlp=["none", "gelu"][i % 2], position=["none", "rope"][i // 2])
+        add(f"{mixer} of the benchmark", 64, mixer=mixer, d_model=64, n_heads=4, n_layers=2)
+    add("based after windowed attention", 33, mixer=["attention", "based"], n_layers=3, attention__window=5)
     return cases
 
 
@@ -92,6 +120,8 @@ def random_weights(shapes, generator, zero_first_key):
         normal = torch.randn(shapes[name], generator=generator, dtype=torch.float64)
         if name.endswith("beta"):
             weights[name] = 3 + 0.3 * normal
+        elif name.endswith(("A_log", "dt_bias")):
+            weights[name] = normal
         elif "norm" in name and name.endswith("weight"):
             weights[name] = 1 + 0.3 * normal
         elif name.endswith("bias"):

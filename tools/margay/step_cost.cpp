@@ -37,12 +37,24 @@ int64_t peak_of_step(const LanguageModel& model, const StepShape& shape, int64_t
   return allocator.counters().peak - before;
 }
 
-/// Keys that a query sees, added up over a sequence.
+/// Features of a head of linear attention.
+double features_of(const std::string& mixer, const ModelConfig& config) {
+  if (mixer == "gla") return static_cast<double>(config.d_model / config.n_heads) / 2;
+  const bool delta = mixer == "delta_net" || mixer == "gated_delta_net" || mixer == "retnet";
+  if (delta) return static_cast<double>(config.d_model / config.n_heads);
+  const bool taylor = mixer == "based" || config.lincat.feature_map == "taylor2";
+  const auto rows = static_cast<double>(mixer == "based" ? config.based.feature_dim : config.d_model / config.n_heads);
+  return taylor ? 1 + rows + rows * (rows + 1) / 2 : rows;
+}
+
+/// Keys that a query sees, or features through which it sees them, added up over a sequence.
 double attended(const std::string& mixer, const ModelConfig& config, double columns) {
   if (mixer == "attention" && config.attention.window > 0) {
     const double most = std::min(columns, static_cast<double>(config.attention.window) + 1);
     return most * columns - most * (most - 1) / 2;
   }
+  const auto linear = {"lincat", "linear_attention", "based", "gla", "retnet", "delta_net", "gated_delta_net"};
+  if (std::find(linear.begin(), linear.end(), mixer) != linear.end()) return columns * features_of(mixer, config);
   return mixer == "attention" || mixer == "cat" ? columns * (columns + 1) / 2 : 0;
 }
 

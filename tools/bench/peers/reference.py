@@ -1,7 +1,7 @@
 """An independent float64 implementation of Margay's models, on PyTorch: the yardstick of check_reference.py.
 
 It shares no code with Margay and is written for reading, not for speed: each formula stands as on paper, and gradients
-come from PyTorch. Supported: backbone "zoology", mixers "attention" and "cat" with every option, all MLPs.
+come from PyTorch. Supported: backbone "zoology", the mixers of MIXERS with every option, all MLPs.
 A model is its configuration (table [model] of config.toml) and a dict of parameters by name.
 """
 
@@ -9,6 +9,7 @@ import json
 import math
 import struct
 import tomllib
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ DEFAULTS = {
     "mlp": "none", "mlp_ratio": 4.0, "tie_embeddings": True,
     "cat": {"conv_width": 3, "conv_site": "post", "conv_sharing": "depthwise", "conv_on": "qkv", "conv_bias": False,
             "qk_norm": "none"},
-    "attention": {"window": 0},
+    "attention": {"window": 0}, "lincat": {"feature_map": "elu1"}, "based": {"feature_dim": 8},
 }
 
 # ---- Files --------------------------------------------------------------------------------------------------------
@@ -64,7 +65,7 @@ def load_config(checkpoint):
     """Table [model] of a checkpoint folder, with the defaults for what it leaves out."""
     table = tomllib.loads((Path(checkpoint) / "config.toml").read_text(encoding="utf-8"))["model"]
     config = DEFAULTS | table
-    for name in ("cat", "attention"):
+    for name in [name for name, value in DEFAULTS.items() if isinstance(value, dict)]:
         config[name] = DEFAULTS[name] | table.get(name, {})
     return config
 
@@ -103,6 +104,33 @@ def cat_shapes(config):
             shapes[f"conv_{letter}.bias"] = [d]
     if cat["qk_norm"] == "l2_head":
         shapes["beta"] = [heads]
+    return shapes
+
+
+def based_shapes(config):
+    d, features = config["d_model"], config["n_heads"] * config["based"]["feature_dim"]
+    return {"q_proj.weight": [features, d], "k_proj.weight": [features, d], "v_proj.weight": [d, d],
+            "out_proj.weight": [d, d]}
+
+
+def delta_net_shapes(config, gated=False):
+    d, heads = config["d_model"], config["n_heads"]
+    values = 2 * d if gated else d
+    shapes = {"q_proj.weight": [d, d], "k_proj.weight": [d, d], "v_proj.weight": [values, d],
+              "beta_proj.weight": [heads, d], "conv_q.weight": [d, 4], "conv_k.weight": [d, 4],
+              "conv_v.weight": [values, 4], "norm.weight": [values // heads], "out_proj.weight": [d, values]}
+    if gated:
+        shapes |= {"a_proj.weight": [heads, d], "A_log": [heads], "dt_bias": [heads], "gate.weight": [values, d]}
+    return shapes
+
+
+def retention_shapes(config, gated=False):
+    d = config["d_model"]
+    features = d // 2 if gated else d
+    shapes = {"q_proj.weight": [features, d], "k_proj.weight": [features, d], "v_proj.weight": [d, d],
+              "norm.weight": [d // config["n_heads"]], "out_proj.weight": [d, d]}
+    if gated:
+        shapes |= {"gate.fc1.weight": [16, d]} | linear_shapes("gate.fc2", features, 16)
     return shapes
 
 
@@ -284,8 +312,111 @@ def cat_mixer(config, p, x):
     return p.linear("out_proj", causal_attention(config, q, k, v, scale))
 
 
+def weighted_average(weights, v, eps=None):
+    """sum_{s<=t} w_ts v_s, divided by (sum_{s<=t} w_ts) + eps unless that is None. -> [b, L, H dv]."""
+    weights = weights.tril()
+    o = weights @ v
+    if eps is not None:
+        o = o / (weights.sum(-1, keepdim=True) + eps)
+    return o.transpose(1, 2).reshape(v.shape[0], v.shape[2], -1)
+
+
+def linear_attention(config, q, k, v):
+    """The quadratic form of linear attention with the feature map of [model.lincat]. All [b, H, L, dh]."""
+    feature_map = config["lincat"]["feature_map"]
+    if feature_map == "taylor2":
+        s = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+        return weighted_average(1 + s + s * s / 2, v, 1e-6)
+    if feature_map == "identity":
+        return weighted_average(q @ k.transpose(-1, -2), v)
+    phi = {"elu1": lambda x: F.elu(x) + 1, "softmax": lambda x: x.softmax(-1)}[feature_map]
+    return weighted_average(phi(q) @ phi(k).transpose(-1, -2), v, 1e-6)
+
+
+def linear_attention_mixer(config, p, x):
+    q, k, v = (split_heads(config, p.linear(f"{letter}_proj", x)) for letter in "qkv")
+    if config["position"] == "rope":
+        q, k = rotate(config, q), rotate(config, k)
+    return p.linear("out_proj", linear_attention(config, q, k, v))
+
+
+def lincat_mixer(config, p, x):
+    front = filtered_then_projected if config["cat"]["conv_site"] == "input" else projected_then_filtered
+    q, k, v = (split_heads(config, front(config, p, letter, x)) for letter in "qkv")
+    if config["cat"]["qk_norm"] == "l2_head":
+        q, k = p["beta"].reshape(-1, 1, 1) * l2_normalise(q), l2_normalise(k)
+    if config["position"] == "rope":
+        q, k = rotate(config, q), rotate(config, k)
+    return p.linear("out_proj", linear_attention(config, q, k, v))
+
+
+def based_mixer(config, p, x):
+    q, k, v = (split_heads(config, x @ p[f"{letter}_proj.weight"].T) for letter in "qkv")
+    s = q @ k.transpose(-1, -2) / math.sqrt(config["based"]["feature_dim"])
+    return weighted_average(1 + s + s * s / 2, v, 1e-12) @ p["out_proj.weight"].T
+
+
+def delta_rule(q, k, v, decay, beta=None):
+    """S_t = S_{t-1} diag(a_t) (I - b_t k_t k_t^T) + b_t v_t k_t^T, o_t = S_t q_t; without beta, + v_t k_t^T only.
+
+    q, k [b, H, L, f], v [b, H, L, dv], decay [b, H, L, f] or [..., 1], beta [b, H, L, 1] -> [b, L, H, dv].
+    """
+    state = torch.zeros(*v.shape[:2], v.shape[-1], k.shape[-1], dtype=v.dtype)
+    outputs = []
+    for t in range(q.shape[2]):
+        state = state * decay[:, :, t, None, :]
+        change = v[:, :, t]
+        if beta is not None:
+            change = beta[:, :, t] * (change - torch.einsum("bhij,bhj->bhi", state, k[:, :, t]))
+        state = state + change[..., None] * k[:, :, t, None, :]
+        outputs.append(torch.einsum("bhij,bhj->bhi", state, q[:, :, t]))
+    return torch.stack(outputs, dim=1)
+
+
+def rms_norm(x, weight):
+    return x / torch.sqrt((x * x).mean(-1, keepdim=True) + NORM_EPS) * weight
+
+
+def delta_net(config, p, x, gated=False):
+    def letter(name):
+        y = causal_filter(x @ p[f"{name}_proj.weight"].T, p[f"conv_{name}.weight"])
+        return split_heads(config, F.silu(y))
+
+    q, k, v = l2_normalise(letter("q")), l2_normalise(letter("k")), letter("v")
+    beta = torch.sigmoid(x @ p["beta_proj.weight"].T).transpose(1, 2)[..., None]
+    decay = torch.ones_like(beta)
+    if gated:
+        rate = -p["A_log"].exp() * F.softplus(x @ p["a_proj.weight"].T + p["dt_bias"])
+        decay = rate.exp().transpose(1, 2)[..., None]
+    o = rms_norm(delta_rule(q, k, v, decay, beta), p["norm.weight"]).flatten(2)
+    if gated:
+        o = o * F.silu(x @ p["gate.weight"].T)
+    return o @ p["out_proj.weight"].T
+
+
+def retention(config, p, x, gated=False):
+    q, k, v = (split_heads(config, x @ p[f"{letter}_proj.weight"].T) for letter in "qkv")
+    if gated:
+        logits = p.linear("gate.fc2", x @ p["gate.fc1.weight"].T)
+        decay = split_heads(config, torch.exp(F.logsigmoid(logits) / 16))
+    else:
+        heads = torch.arange(config["n_heads"], dtype=x.dtype)
+        decay = (1 - 2 ** (-5 - heads)).reshape(1, -1, 1, 1).expand(x.shape[0], -1, x.shape[1], 1)
+    return rms_norm(delta_rule(q, k, v, decay), p["norm.weight"]).flatten(2) @ p["out_proj.weight"].T
+
+
 # Mixer -> (shapes of its parameters, forward pass).
-MIXERS = {"attention": (attention_shapes, attention), "cat": (cat_shapes, cat_mixer)}
+MIXERS = {
+    "attention": (attention_shapes, attention),
+    "cat": (cat_shapes, cat_mixer),
+    "linear_attention": (attention_shapes, linear_attention_mixer),
+    "lincat": (cat_shapes, lincat_mixer),
+    "based": (based_shapes, based_mixer),
+    "delta_net": (delta_net_shapes, delta_net),
+    "gated_delta_net": (partial(delta_net_shapes, gated=True), partial(delta_net, gated=True)),
+    "retnet": (retention_shapes, retention),
+    "gla": (partial(retention_shapes, gated=True), partial(retention, gated=True)),
+}
 
 
 def mlp(config, p, x):
