@@ -1,5 +1,8 @@
 #include "models/init.h"
 
+#include <algorithm>
+#include <cmath>
+
 namespace margay::init {
 
 Initializer constant(double value) {
@@ -17,6 +20,17 @@ Initializer uniform(double bound) {
 Initializer identity_filter(int64_t width, double std) {
   return [width, std](RandomStream& random, int64_t index) {
     return (index % width == 0 ? 1.0 : 0.0) + std * random.normal();
+  };
+}
+
+Initializer log_of_count(int64_t period) {
+  return [period](RandomStream&, int64_t index) { return std::log(static_cast<double>(index % period + 1)); };
+}
+
+Initializer inverse_softplus_of_log_uniform(double low, double high, double floor) {
+  return [=](RandomStream& random, int64_t) {
+    const double value = std::max(floor, low * std::pow(high / low, random.uniform64()));
+    return value + std::log(-std::expm1(-value));
   };
 }
 

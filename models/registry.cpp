@@ -8,6 +8,7 @@
 #include "models/attention.h"
 #include "models/backbone.h"
 #include "models/cat.h"
+#include "models/mamba.h"
 #include "models/zoology.h"
 
 namespace margay {
@@ -23,7 +24,8 @@ using MixerFactory = std::unique_ptr<Mixer> (*)(const ModelConfig&, int64_t, con
 using BackboneFactory = std::unique_ptr<Backbone> (*)(const ModelConfig&, const Scope&);
 
 // A new mixer or backbone is added here, and nowhere else.
-constexpr std::array kMixers{Entry<MixerFactory>{"attention", make_attention}, Entry<MixerFactory>{"cat", make_cat}};
+constexpr std::array kMixers{Entry<MixerFactory>{"attention", make_attention}, Entry<MixerFactory>{"cat", make_cat},
+                             Entry<MixerFactory>{"mamba", make_mamba}};
 constexpr std::array kBackbones{Entry<BackboneFactory>{"zoology", make_zoology}};
 
 template <class Entries>

@@ -1,4 +1,4 @@
-// Every option of attention and CAT: logits and gradients against the reference model, step mode against the whole
+// Every option of every mixer: logits and gradients against the reference model, step mode against the whole
 // sequence, causality to the bit.
 
 #include <doctest/doctest.h>
@@ -65,6 +65,14 @@ std::vector<Case> cases() {
       {"cat, width 21, identity", [](ModelConfig& c) { c.cat.conv_width = 21, c.cat.conv_init = "identity"; }});
   list.push_back(
       {"cat, yarn without positions, l2_head", [](ModelConfig& c) { c.yarn_scale = 8, c.cat.qk_norm = "l2_head"; }});
+  list.push_back({"mamba", [](ModelConfig& c) { c.mixer = {"mamba"}, c.n_layers = 2; }});
+  list.push_back({"mamba, other sizes, no mlp even if asked for", [](ModelConfig& c) {
+                    c.mixer = {"mamba"}, c.mlp = "gelu", c.d_model = 20;
+                    c.mamba.expand = 3, c.mamba.d_state = 5, c.mamba.d_conv = 3;
+                  }});
+  list.push_back({"mamba below attention with an mlp", [](ModelConfig& c) {
+                    c.mixer = {"mamba", "attention"}, c.n_layers = 2, c.mlp = "gelu", c.mamba.d_conv = 1;
+                  }});
   return list;
 }
 

@@ -123,6 +123,7 @@ void ReferenceModel::rotate(std::vector<double>& head, int64_t position) const {
 }
 
 Rows ReferenceModel::mixer(const Rows& x, const std::string& name, const std::string& kind) const {
+  if (kind == "mamba") return mamba(x, name);
   const Rows q = letter(x, name, 'q', kind), k = letter(x, name, 'k', kind), v = letter(x, name, 'v', kind);
   const auto heads = static_cast<size_t>(config_.n_heads), length = x.size(), head_dim = x[0].size() / heads;
   const bool unit_heads = kind == "cat" && config_.cat.qk_norm == "l2_head";
@@ -190,7 +191,11 @@ Rows ReferenceModel::logits(const std::vector<int32_t>& ids) const {
   }
   for (int64_t i = 0; i < config_.n_layers; ++i) {
     const std::string block = "blocks." + std::to_string(i);
-    add_to(r, mixer(layer_norm(r, block + ".norm1"), block + ".mixer", config_.mixer_of(i)));
+    const std::string& kind = config_.mixer_of(i);
+    const bool is_mamba = kind == "mamba" || kind == "mamba2";
+    const Rows x = is_mamba ? rms_norm(r, block + ".norm1") : layer_norm(r, block + ".norm1");
+    add_to(r, mixer(x, block + ".mixer", kind));
+    if (is_mamba) continue;
     if (config_.mlp != "none") add_to(r, mlp(layer_norm(r, block + ".norm2"), block + ".mlp"));
   }
   const Rows out = layer_norm(r, "final_norm");

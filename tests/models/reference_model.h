@@ -9,7 +9,7 @@
 
 namespace margay::test {
 
-/// A second implementation of the zoology backbone with attention and CAT, in plain f64 loops over one sequence,
+/// A second implementation of the zoology backbone in plain f64 loops over one sequence,
 /// written from the equations and sharing no code with the engine.
 class ReferenceModel {
  public:
@@ -32,6 +32,8 @@ class ReferenceModel {
   Rows layer_norm(const Rows& x, const std::string& name) const;
   Rows filter(const Rows& x, const std::string& name, int64_t only_head) const;
   Rows letter(const Rows& x, const std::string& mixer, char letter, const std::string& kind) const;
+  Rows rms_norm(const Rows& x, const std::string& name) const;
+  Rows mamba(const Rows& x, const std::string& mixer) const;
   Rows mixer(const Rows& x, const std::string& name, const std::string& kind) const;
   Rows mlp(const Rows& x, const std::string& name) const;
   void rotate(std::vector<double>& head, int64_t position) const;

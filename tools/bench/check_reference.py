@@ -82,6 +82,13 @@ def grid():
     for scale, position in product([2.0, 8.0], ["rope", "none"]):
         add(f"cat {position} yarn_scale={scale}", 33, mixer="cat", d_model=64, position=position, yarn_scale=scale,
             max_seq_len=16)
+
+    for n, (expand, states, width) in enumerate(product([1, 2, 3], [1, 16], [1, 4])):
+        add(f"mamba expand={expand} N={states} W={width}", lengths[n % 5], mixer="mamba", n_layers=1 + n % 2,
+            mamba__expand=expand, mamba__d_state=states, mamba__d_conv=width, d_model=[16, 20][n % 2])
+    add("mamba over several chunks", 201, mixer="mamba", d_model=40)
+    add("mamba between attention", 13, mixer=["attention", "mamba"], n_layers=3, mlp="gelu", position="learned")
+    add("mamba of the benchmark", 64, mixer="mamba", d_model=64, n_layers=2, vocab_size=8192)
     return cases
 
 
@@ -92,6 +99,8 @@ def random_weights(shapes, generator, zero_first_key):
         normal = torch.randn(shapes[name], generator=generator, dtype=torch.float64)
         if name.endswith("beta"):
             weights[name] = 3 + 0.3 * normal
+        elif name.endswith((".D", "A_log")):
+            weights[name] = 0.5 + 0.5 * normal
         elif "norm" in name and name.endswith("weight"):
             weights[name] = 1 + 0.3 * normal
         elif name.endswith("bias"):

@@ -1,7 +1,7 @@
 """An independent float64 implementation of Margay's models, on PyTorch: the yardstick of check_reference.py.
 
 It shares no code with Margay and is written for reading, not for speed: each formula stands as on paper, and gradients
-come from PyTorch. Supported: backbone "zoology", mixers "attention" and "cat" with every option, all MLPs.
+come from PyTorch. Supported: backbone "zoology" with every option and the mixers listed in MIXERS.
 A model is its configuration (table [model] of config.toml) and a dict of parameters by name.
 """
 
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 IGNORE = -100
-NORM_EPS = 1e-5  # of every layer norm
+NORM_EPS = 1e-5  # of every layer norm and RMS norm
 L2_EPS = 1e-12
 
 DEFAULTS = {
@@ -25,6 +25,7 @@ DEFAULTS = {
     "cat": {"conv_width": 3, "conv_site": "post", "conv_sharing": "depthwise", "conv_on": "qkv", "conv_bias": False,
             "qk_norm": "none"},
     "attention": {"window": 0},
+    "mamba": {"expand": 2, "d_state": 16, "d_conv": 4, "head_dim": 64, "chunk": 256},
 }
 
 # ---- Files --------------------------------------------------------------------------------------------------------
@@ -64,7 +65,7 @@ def load_config(checkpoint):
     """Table [model] of a checkpoint folder, with the defaults for what it leaves out."""
     table = tomllib.loads((Path(checkpoint) / "config.toml").read_text(encoding="utf-8"))["model"]
     config = DEFAULTS | table
-    for name in ("cat", "attention"):
+    for name in (key for key, value in DEFAULTS.items() if isinstance(value, dict)):
         config[name] = DEFAULTS[name] | table.get(name, {})
     return config
 
@@ -106,6 +107,21 @@ def cat_shapes(config):
     return shapes
 
 
+def mamba_shapes(config):
+    d, mamba = config["d_model"], config["mamba"]
+    inner, states, rank = mamba["expand"] * d, mamba["d_state"], math.ceil(d / 16)
+    return {
+        "in_proj.weight": [2 * inner, d], "conv1d.weight": [inner, mamba["d_conv"]], "conv1d.bias": [inner],
+        "x_proj.weight": [rank + 2 * states, inner], "dt_proj.weight": [inner, rank], "dt_proj.bias": [inner],
+        "A_log": [inner, states], "D": [inner], "out_proj.weight": [d, inner],
+    }
+
+
+def is_mamba(name):
+    """Whether a mixer's block has an RMS norm and no second half."""
+    return name in ("mamba", "mamba2")
+
+
 def mlp_width(config):
     return int(config["mlp_ratio"] * config["d_model"])
 
@@ -118,9 +134,12 @@ def parameter_shapes(config):
         shapes["pos_embed.weight"] = [config["max_seq_len"], d]
     for layer in range(config["n_layers"]):
         block = f"blocks.{layer}"
-        shapes |= norm_shapes(f"{block}.norm1", d)
-        mixer_shapes, _ = MIXERS[mixer_of(config, layer)]
+        mixer = mixer_of(config, layer)
+        shapes |= {f"{block}.norm1.weight": [d]} if is_mamba(mixer) else norm_shapes(f"{block}.norm1", d)
+        mixer_shapes, _ = MIXERS[mixer]
         shapes |= {f"{block}.mixer.{name}": shape for name, shape in mixer_shapes(config).items()}
+        if is_mamba(mixer):
+            continue
         if config["mlp"] != "none":
             shapes |= norm_shapes(f"{block}.norm2", d)
         if config["mlp"] in ("gelu", "swiglu"):
@@ -149,12 +168,17 @@ class Scope:
         return Scope(self.parameters, f"{self.prefix}{name}.")
 
     def linear(self, name, x):
-        return x @ self[f"{name}.weight"].T + self[f"{name}.bias"]
+        y = x @ self[f"{name}.weight"].T
+        bias = self.parameters.get(f"{self.prefix}{name}.bias")
+        return y if bias is None else y + bias
 
     def layer_norm(self, name, x):
         centred = x - x.mean(-1, keepdim=True)
         variance = (centred * centred).mean(-1, keepdim=True)
         return centred / torch.sqrt(variance + NORM_EPS) * self[f"{name}.weight"] + self[f"{name}.bias"]
+
+    def rms_norm(self, name, x):
+        return x / torch.sqrt((x * x).mean(-1, keepdim=True) + NORM_EPS) * self[f"{name}.weight"]
 
 
 def l2_normalise(x):
@@ -284,8 +308,27 @@ def cat_mixer(config, p, x):
     return p.linear("out_proj", causal_attention(config, q, k, v, scale))
 
 
+def mamba(config, p, x):
+    states, rank = config["mamba"]["d_state"], math.ceil(config["d_model"] / 16)
+    x, z = p.linear("in_proj", x).chunk(2, dim=-1)
+    x = F.silu(causal_filter(x, p["conv1d.weight"]) + p["conv1d.bias"])
+    delta, b, c = p.linear("x_proj", x).split([rank, states, states], dim=-1)
+    step = F.softplus(p.linear("dt_proj", delta))
+    rates = -torch.exp(p["A_log"])
+    state = torch.zeros(x.shape[0], *rates.shape, dtype=x.dtype)
+    rows = []
+    for t in range(x.shape[1]):
+        entering = (step[:, t] * x[:, t])[..., None] * b[:, t, None]
+        state = torch.exp(step[:, t, :, None] * rates) * state + entering
+        rows.append((state * c[:, t, None]).sum(-1))
+    y = (torch.stack(rows, dim=1) + p["D"] * x) * F.silu(z)
+    return p.linear("out_proj", y)
+
+
 # Mixer -> (shapes of its parameters, forward pass).
-MIXERS = {"attention": (attention_shapes, attention), "cat": (cat_shapes, cat_mixer)}
+MIXERS = {
+    "attention": (attention_shapes, attention), "cat": (cat_shapes, cat_mixer), "mamba": (mamba_shapes, mamba),
+}
 
 
 def mlp(config, p, x):
@@ -305,10 +348,12 @@ def forward(config, parameters, ids):
     r = torch.zeros_like(h)
     for layer in range(config["n_layers"]):
         block = p.under(f"blocks.{layer}")
-        _, mixer = MIXERS[mixer_of(config, layer)]
+        name = mixer_of(config, layer)
+        _, mixer = MIXERS[name]
         r = r + h
-        h = mixer(config, block.under("mixer"), block.layer_norm("norm1", r))
-        if config["mlp"] != "none":
+        norm1 = block.rms_norm if is_mamba(name) else block.layer_norm
+        h = mixer(config, block.under("mixer"), norm1("norm1", r))
+        if config["mlp"] != "none" and not is_mamba(name):
             r = r + h
             h = block.layer_norm("norm2", r)
             if config["mlp"] != "identity":
