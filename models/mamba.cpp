@@ -1,7 +1,5 @@
 #include "models/mamba.h"
 
-#include <cmath>
-
 #include "models/layers.h"
 #include "models/short_conv.h"
 #include "ops/binary.h"
@@ -19,24 +17,22 @@ struct MambaState : MixerState {
   Tensor scan;  // [B, E, N]; undefined before the first token
 };
 
-Initializer uniform_by_fan_in(int64_t fan_in) { return init::uniform(1 / std::sqrt(static_cast<double>(fan_in))); }
-
 class Mamba : public Mixer {
  public:
   Mamba(const ModelConfig& config, const Scope& scope)
       : width_(config.mamba.expand * config.d_model),
         states_(config.mamba.d_state),
         rank_((config.d_model + 15) / 16),
-        in_(scope / "in_proj", config.d_model, 2 * width_, false, uniform_by_fan_in(config.d_model)),
+        in_(scope / "in_proj", config.d_model, 2 * width_, false, init::uniform_by_fan_in(config.d_model)),
         conv_weight_((scope / "conv1d").parameter("weight", {width_, config.mamba.d_conv}, filter_init(config))),
         conv_bias_((scope / "conv1d").parameter("bias", {width_}, filter_init(config), false)),
-        x_(scope / "x_proj", width_, rank_ + 2 * states_, false, uniform_by_fan_in(width_)),
-        dt_weight_((scope / "dt_proj").parameter("weight", {width_, rank_}, uniform_by_fan_in(rank_))),
+        x_(scope / "x_proj", width_, rank_ + 2 * states_, false, init::uniform_by_fan_in(width_)),
+        dt_weight_((scope / "dt_proj").parameter("weight", {width_, rank_}, init::uniform_by_fan_in(rank_))),
         dt_bias_((scope / "dt_proj")
                      .parameter("bias", {width_}, init::inverse_softplus_of_log_uniform(1e-3, 1e-1, 1e-4), false)),
         A_log_(scope.parameter("A_log", {width_, states_}, init::log_of_count(states_), false)),
         D_(scope.parameter("D", {width_}, init::ones(), false)),
-        out_(scope / "out_proj", width_, config.d_model, false, uniform_by_fan_in(width_ * config.n_layers)) {}
+        out_(scope / "out_proj", width_, config.d_model, false, init::uniform_by_fan_in(width_ * config.n_layers)) {}
 
   Tensor forward(const Tensor& input, const ForwardContext&, MixerState* state) const override {
     auto* const mamba = static_cast<MambaState*>(state);
@@ -60,7 +56,7 @@ class Mamba : public Mixer {
   std::unique_ptr<MixerState> start(int64_t) const override { return std::make_unique<MambaState>(); }
 
  private:
-  static Initializer filter_init(const ModelConfig& config) { return uniform_by_fan_in(config.mamba.d_conv); }
+  static Initializer filter_init(const ModelConfig& config) { return init::uniform_by_fan_in(config.mamba.d_conv); }
 
   int64_t width_, states_, rank_;
   Linear in_;

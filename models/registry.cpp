@@ -9,6 +9,8 @@
 #include "models/backbone.h"
 #include "models/cat.h"
 #include "models/mamba.h"
+#include "models/mamba2.h"
+#include "models/rwkv.h"
 #include "models/zoology.h"
 
 namespace margay {
@@ -25,7 +27,8 @@ using BackboneFactory = std::unique_ptr<Backbone> (*)(const ModelConfig&, const 
 
 // A new mixer or backbone is added here, and nowhere else.
 constexpr std::array kMixers{Entry<MixerFactory>{"attention", make_attention}, Entry<MixerFactory>{"cat", make_cat},
-                             Entry<MixerFactory>{"mamba", make_mamba}};
+                             Entry<MixerFactory>{"mamba", make_mamba}, Entry<MixerFactory>{"mamba2", make_mamba2},
+                             Entry<MixerFactory>{"rwkv", make_rwkv}};
 constexpr std::array kBackbones{Entry<BackboneFactory>{"zoology", make_zoology}};
 
 template <class Entries>

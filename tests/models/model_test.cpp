@@ -73,6 +73,15 @@ std::vector<Case> cases() {
   list.push_back({"mamba below attention with an mlp", [](ModelConfig& c) {
                     c.mixer = {"mamba", "attention"}, c.n_layers = 2, c.mlp = "gelu", c.mamba.d_conv = 1;
                   }});
+  list.push_back({"mamba2", [](ModelConfig& c) { c.mixer = {"mamba2"}, c.n_layers = 2, c.mamba.head_dim = 8; }});
+  list.push_back({"mamba2, other sizes, small chunks", [](ModelConfig& c) {
+                    c.mixer = {"mamba2"}, c.mamba.expand = 3, c.mamba.d_state = 5, c.mamba.d_conv = 3;
+                    c.mamba.head_dim = 36, c.mamba.chunk = 4;
+                  }});
+  list.push_back({"rwkv", [](ModelConfig& c) { c.mixer = {"rwkv"}, c.n_layers = 2; }});
+  list.push_back({"rwkv and attention, gelu", [](ModelConfig& c) {
+                    c.mixer = {"rwkv", "attention"}, c.n_layers = 3, c.mlp = "gelu", c.position = "learned";
+                  }});
   return list;
 }
 
@@ -277,6 +286,10 @@ TEST_CASE("models: what does not fit is refused") {
   CHECK_NOTHROW(model.logits(zeros({1, 40}, DType::i32)));
   config.position = "learned";
   CHECK_THROWS_AS(LanguageModel(config, 5).logits(zeros({1, 17}, DType::i32)), ConfigError);
+  config = small_config();
+  config.mixer = {"mamba2"};
+  CHECK_THROWS_WITH_AS(LanguageModel(config, 5),
+                       "model.mamba.head_dim must divide model.mamba.expand * model.d_model = 24, got 64", ConfigError);
   config.mixer = {"attentoin"};
   CHECK_THROWS_WITH_AS(LanguageModel(config, 5), doctest::Contains("attention"), ConfigError);
 }

@@ -123,6 +123,8 @@ void ReferenceModel::rotate(std::vector<double>& head, int64_t position) const {
 }
 
 Rows ReferenceModel::mixer(const Rows& x, const std::string& name, const std::string& kind) const {
+  if (kind == "rwkv") return rwkv(x, name);
+  if (kind == "mamba2") return mamba2(x, name);
   if (kind == "mamba") return mamba(x, name);
   const Rows q = letter(x, name, 'q', kind), k = letter(x, name, 'k', kind), v = letter(x, name, 'v', kind);
   const auto heads = static_cast<size_t>(config_.n_heads), length = x.size(), head_dim = x[0].size() / heads;

@@ -33,6 +33,8 @@ class ReferenceModel {
   Rows filter(const Rows& x, const std::string& name, int64_t only_head) const;
   Rows letter(const Rows& x, const std::string& mixer, char letter, const std::string& kind) const;
   Rows rms_norm(const Rows& x, const std::string& name) const;
+  Rows rwkv(const Rows& x, const std::string& mixer) const;
+  Rows mamba2(const Rows& x, const std::string& mixer) const;
   Rows mamba(const Rows& x, const std::string& mixer) const;
   Rows mixer(const Rows& x, const std::string& name, const std::string& kind) const;
   Rows mlp(const Rows& x, const std::string& name) const;

@@ -88,6 +88,16 @@ def grid():
             mamba__expand=expand, mamba__d_state=states, mamba__d_conv=width, d_model=[16, 20][n % 2])
     add("mamba over several chunks", 201, mixer="mamba", d_model=40)
     add("mamba between attention", 13, mixer=["attention", "mamba"], n_layers=3, mlp="gelu", position="learned")
+    for n, (expand, states, head_dim) in enumerate(product([1, 2, 3], [1, 16], [4, 16])):
+        add(f"mamba2 expand={expand} N={states} P={head_dim}", lengths[n % 5], mixer="mamba2", n_layers=1 + n % 2,
+            mamba__expand=expand, mamba__d_state=states, mamba__head_dim=head_dim, mamba__chunk=[256, 1, 8][n % 3])
+    add("mamba2 over several chunks", 201, mixer="mamba2", d_model=32, mamba__chunk=70)
+    add("mamba2 of the benchmark", 64, mixer="mamba2", d_model=64, n_layers=2, vocab_size=8192)
+    for n, mlp in enumerate(["none", "identity", "gelu", "swiglu", "none"]):
+        add(f"rwkv {mlp} {lengths[n]}", lengths[n], mixer="rwkv", mlp=mlp, n_layers=1 + n % 3, d_model=[16, 20][n % 2])
+    add("rwkv over several chunks", 201, mixer="rwkv", d_model=40)
+    add("rwkv between attention", 13, mixer=["attention", "rwkv"], n_layers=3, position="rope")
+    add("rwkv of the benchmark", 64, mixer="rwkv", d_model=64, n_layers=2, vocab_size=8192)
     add("mamba of the benchmark", 64, mixer="mamba", d_model=64, n_layers=2, vocab_size=8192)
     return cases
 

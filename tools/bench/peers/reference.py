@@ -117,6 +117,23 @@ def mamba_shapes(config):
     }
 
 
+def mamba2_shapes(config):
+    d, mamba = config["d_model"], config["mamba"]
+    inner, states = mamba["expand"] * d, mamba["d_state"]
+    heads, filtered = inner // mamba["head_dim"], inner + 2 * states
+    return {
+        "in_proj.weight": [inner + filtered + heads, d], "conv1d.weight": [filtered, mamba["d_conv"]],
+        "conv1d.bias": [filtered], "dt_bias": [heads], "A_log": [heads], "D": [heads], "norm.weight": [inner],
+        "out_proj.weight": [d, inner],
+    }
+
+
+def rwkv_shapes(config):
+    d = config["d_model"]
+    shapes = {name: [d] for name in ("time_decay", "time_first", "time_mix_k", "time_mix_v", "time_mix_r")}
+    return shapes | {f"{name}.weight": [d, d] for name in ("key", "value", "receptance", "output")}
+
+
 def is_mamba(name):
     """Whether a mixer's block has an RMS norm and no second half."""
     return name in ("mamba", "mamba2")
@@ -325,9 +342,46 @@ def mamba(config, p, x):
     return p.linear("out_proj", y)
 
 
+def mamba2(config, p, x):
+    states, head_dim = config["mamba"]["d_state"], config["mamba"]["head_dim"]
+    inner = config["mamba"]["expand"] * config["d_model"]
+    heads = inner // head_dim
+    z, filtered, step = p.linear("in_proj", x).split([inner, inner + 2 * states, heads], dim=-1)
+    filtered = F.silu(causal_filter(filtered, p["conv1d.weight"]) + p["conv1d.bias"])
+    x, b, c = filtered.split([inner, states, states], dim=-1)
+    step = F.softplus(step + p["dt_bias"])
+    # y_t = sum over s <= t of (c_t . b_s) e^(sum of step A over s+1..t) step_s x_s, as one masked matrix for each head.
+    total = (-torch.exp(p["A_log"]) * step).cumsum(1)
+    exponent = (total[:, :, None] - total[:, None]).permute(0, 3, 1, 2)
+    exponent = exponent.masked_fill(torch.ones(exponent.shape[-2:]).triu(1).bool(), -math.inf)
+    weights = (c @ b.transpose(1, 2))[:, None] * torch.exp(exponent) * step.transpose(1, 2)[:, :, None]
+    by_head = x.reshape(*x.shape[:2], heads, head_dim).transpose(1, 2)
+    y = weights @ by_head + p["D"].reshape(-1, 1, 1) * by_head
+    y = y.transpose(1, 2).reshape(x.shape)
+    return p.linear("out_proj", p.rms_norm("norm", y * F.silu(z)))
+
+
+def rwkv(config, p, x):
+    before = F.pad(x, (0, 0, 1, 0))[:, :-1]
+
+    def mixed(letter, name):
+        mix = p[f"time_mix_{letter}"]
+        return p.linear(name, mix * x + (1 - mix) * before)
+
+    k, v, r = mixed("k", "key"), mixed("v", "value"), mixed("r", "receptance")
+    # Weights of token i in the mean at token t, for every channel: [b, t, i, d].
+    length = x.shape[1]
+    distance = torch.arange(length)[:, None] - torch.arange(length)
+    decay = -torch.exp(p["time_decay"]) * (distance - 1)[..., None]
+    exponent = torch.where((distance == 0)[..., None], p["time_first"], decay) + k[:, None]
+    weights = exponent.masked_fill((distance < 0)[..., None], -math.inf).softmax(2)
+    return p.linear("output", torch.sigmoid(r) * (weights * v[:, None]).sum(2))
+
+
 # Mixer -> (shapes of its parameters, forward pass).
 MIXERS = {
     "attention": (attention_shapes, attention), "cat": (cat_shapes, cat_mixer), "mamba": (mamba_shapes, mamba),
+    "mamba2": (mamba2_shapes, mamba2), "rwkv": (rwkv_shapes, rwkv),
 }
 
 
