@@ -66,7 +66,8 @@ kernels::SsdShape check(const Ssd& in) {
     const int64_t P = heads > 0 || in.initial.ndim() != 4 ? head_dim : in.initial.dim(3);
     check_shape("initial", in.initial, {batch, heads, states, P}, "[B,H,N,P]");
   }
-  return {batch, length, heads, head_dim, states, std::min(in.chunk, std::max<int64_t>(1, length))};
+  return {batch,    length, heads,
+          head_dim, states, std::min({in.chunk, kernels::SsdShape::kMostTokens, std::max<int64_t>(1, length)})};
 }
 
 // x itself where its last axis is contiguous in memory.

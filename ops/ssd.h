@@ -16,7 +16,7 @@ struct Ssd {
   Tensor C;             ///< [B,L,N] what of the states is read
   Tensor D;             ///< [H] weight of the input itself
   Tensor initial = {};  ///< [B,H,N,P] states before the first token, zeros if undefined
-  int64_t chunk = 256;  ///< tokens of a chunk; changes rounding and cost only
+  int64_t chunk = 256;  ///< tokens of a chunk at most; changes rounding and cost only
 };
 
 /// State-space duality scan (Mamba-2): for every head, with the scalar decay e^(step_t A) and a state h [N,P],
@@ -32,6 +32,8 @@ struct SsdShape {
   int64_t batch, length, heads, head_dim, states;
   int64_t chunk;  // tokens of a chunk
 
+  /// Longer chunks cost more: their inner part grows with their length, the rest is the same for each token.
+  static constexpr int64_t kMostTokens = 64;
   static constexpr int64_t kFewestPieces = 16;
   static constexpr int64_t kSerialWork = int64_t{1} << 15;
   int64_t work() const { return batch * length * heads * head_dim * states; }

@@ -18,7 +18,7 @@ template <class T>
 constexpr int64_t kLanes = simd::Vec<T>::size;
 
 // Triangular products are made in blocks of this many rows.
-constexpr int64_t kRows = 64;
+constexpr int64_t kRows = 32;
 
 // Memory of a piece, handed out part by part.
 template <class T>
