@@ -23,8 +23,14 @@ Initializer identity_filter(int64_t width, double std) {
   };
 }
 
+Initializer uniform_by_fan_in(int64_t fan_in) { return uniform(1 / std::sqrt(static_cast<double>(fan_in))); }
+
 Initializer log_of_uniform(double low, double high) {
   return [low, high](RandomStream& random, int64_t) { return std::log(low + (high - low) * random.uniform64()); };
+}
+
+Initializer log_of_count(int64_t period) {
+  return [period](RandomStream&, int64_t index) { return std::log(static_cast<double>(index % period + 1)); };
 }
 
 Initializer inverse_softplus_of_log_uniform(double low, double high, double floor) {

@@ -22,8 +22,12 @@ Initializer normal(double std);
 Initializer uniform(double bound);
 /// Filters of `width` taps that pass the current token: 1 at tap 0, plus N(0, std^2) everywhere.
 Initializer identity_filter(int64_t width, double std);
+/// U(-1 / sqrt(fan_in), 1 / sqrt(fan_in)).
+Initializer uniform_by_fan_in(int64_t fan_in);
 /// ln of U(low, high).
 Initializer log_of_uniform(double low, double high);
+/// ln(1), ln(2), ..., ln(period), and again: the rates of S4D-real's diagonal, A = -e^A_log.
+Initializer log_of_count(int64_t period);
 /// Biases of a softplus whose values are distributed log-uniformly between `low` and `high`, but not below `floor`.
 Initializer inverse_softplus_of_log_uniform(double low, double high, double floor);
 

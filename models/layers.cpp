@@ -3,6 +3,7 @@
 #include "ops/dropout.h"
 #include "ops/layer_norm.h"
 #include "ops/linear.h"
+#include "ops/rms_norm.h"
 
 namespace margay {
 
@@ -17,6 +18,10 @@ LayerNorm::LayerNorm(const Scope& scope, int64_t width)
       bias(scope.parameter("bias", {width}, init::zeros(), false)) {}
 
 Tensor LayerNorm::operator()(const Tensor& x) const { return layer_norm(x, weight, bias); }
+
+RmsNorm::RmsNorm(const Scope& scope, int64_t width) : weight(scope.parameter("weight", {width}, init::ones(), false)) {}
+
+Tensor RmsNorm::operator()(const Tensor& x) const { return rms_norm(x, weight); }
 
 Tensor Dropout::operator()(const Tensor& x, const Tensor& rng) const {
   return p > 0 && rng.defined() ? dropout(x, p, rng, stream) : x;

@@ -20,6 +20,14 @@ struct LayerNorm {
   Tensor operator()(const Tensor& x) const;
 };
 
+/// RMSNorm over the last axis, eps 1e-5.
+struct RmsNorm {
+  Tensor weight;
+
+  RmsNorm(const Scope& scope, int64_t width);
+  Tensor operator()(const Tensor& x) const;
+};
+
 /// Dropout at one place of a model: its random stream is the place's name.
 struct Dropout {
   double p = 0;

@@ -12,7 +12,10 @@
 #include "models/delta_net.h"
 #include "models/lincat.h"
 #include "models/linear_attention.h"
+#include "models/mamba.h"
+#include "models/mamba2.h"
 #include "models/retention.h"
+#include "models/rwkv.h"
 #include "models/zoology.h"
 
 namespace margay {
@@ -37,7 +40,10 @@ constexpr std::array kMixers{
     Entry<MixerFactory>{"gla", make_gla},
     Entry<MixerFactory>{"linear_attention", make_linear_attention},
     Entry<MixerFactory>{"lincat", make_lincat},
+    Entry<MixerFactory>{"mamba", make_mamba},
+    Entry<MixerFactory>{"mamba2", make_mamba2},
     Entry<MixerFactory>{"retnet", make_retnet},
+    Entry<MixerFactory>{"rwkv", make_rwkv},
 };
 constexpr std::array kBackbones{Entry<BackboneFactory>{"zoology", make_zoology}};
 

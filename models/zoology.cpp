@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <optional>
+#include <variant>
 
 #include "engine/error.h"
 #include "models/attention_core.h"
@@ -27,15 +28,31 @@ struct Stream {
     h = {};
     return sum_and_norm[1];
   }
+  Tensor add_and_norm(const RmsNorm& norm) {
+    if (h.defined()) r = add(r, h);
+    h = {};
+    return norm(r);
+  }
 };
+
+using Norm = std::variant<LayerNorm, RmsNorm>;
+
+// Blocks of Mamba have an RMSNorm, and no MLP whatever the config says.
+bool is_mamba(const std::string& mixer) { return mixer == "mamba" || mixer == "mamba2"; }
+
+Norm make_norm(bool rms, const Scope& scope, int64_t width) {
+  if (rms) return RmsNorm(scope, width);
+  return LayerNorm(scope, width);
+}
 
 class Block {
  public:
   Block(const ModelConfig& config, int64_t layer, const Scope& scope)
-      : norm1_(scope / "norm1", config.d_model),
+      : norm1_(make_norm(is_mamba(config.mixer_of(layer)), scope / "norm1", config.d_model)),
         mixer_(make_mixer(config, layer, scope / "mixer")),
         before_{layer == 0 ? config.dropout_embed : config.dropout_residual, scope.stream("dropout1")},
         between_{config.dropout_residual, scope.stream("dropout2")} {
+    if (is_mamba(config.mixer_of(layer))) return;
     if (config.mlp != "none") norm2_.emplace(scope / "norm2", config.d_model);
     if (config.mlp == "gelu" || config.mlp == "swiglu") mlp_.emplace(scope / "mlp", config);
   }
@@ -46,7 +63,7 @@ class Block {
     } else if (stream.h.defined()) {
       stream.h = before_(stream.h, context.rng);
     }
-    const Tensor x = stream.add_and_norm(norm1_);
+    const Tensor x = std::visit([&](const auto& norm) { return stream.add_and_norm(norm); }, norm1_);
     stream.h = between_(mixer_->forward(x, context, state), context.rng);
     if (!norm2_) return;
     const Tensor y = stream.add_and_norm(*norm2_);
@@ -56,7 +73,7 @@ class Block {
   const Mixer& mixer() const { return *mixer_; }
 
  private:
-  LayerNorm norm1_;
+  Norm norm1_;
   std::unique_ptr<Mixer> mixer_;
   Dropout before_, between_;
   std::optional<LayerNorm> norm2_;

@@ -62,6 +62,26 @@ inline Vec<float> log_of_scaled(Vec<float> f, Mask<float>::Native exponent) {
   return (q * f * square + n * kLn2Low) - 0.5f * square + f + n * kLn2High;
 }
 
+/// 2^x within 2.5 ulp for results in the normal range; 0 below it, infinity above; 1 exactly at 0. With the scaling of
+/// a constant by log2(e) done beforehand, a cheaper exp: 2^x = 2^n 2^r with |r| <= 1/2.
+inline Vec<float> exp2(Vec<float> x) {
+  constexpr float lowest = -126.0f;
+#ifdef __AVX512DQ__
+  const Vec<float> r = _mm512_maskz_reduce_ps(kAllLanes, x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const Vec<float> n = x - r;
+#else
+  constexpr float round_to_integer = 12582912.0f, overflowing = 129.0f;  // 1.5 * 2^23, as in exp
+  const Vec<float> clamped = select(x < lowest, lowest, select(x > overflowing, overflowing, x));
+  const Vec<float> n = (clamped + round_to_integer) - round_to_integer;
+  const Vec<float> r = clamped - n;
+#endif
+  const Vec<float> p = polynomial(r, 1.0f, 0.693147004f, 0.240222424f, 5.55073358e-2f, 9.67151299e-3f, 1.32647273e-3f);
+  return select(x < lowest, 0.0f, scale_by_power_of_two(p, n));
+}
+inline Vec<double> exp2(Vec<double> x) {
+  return map(x, [](double lane) { return std::exp2(lane); });
+}
+
 /// Natural logarithm within 1 ulp; -infinity at 0, NaN below.
 inline Vec<float> log(Vec<float> x) {
   const Mask<float> subnormal = x < std::numeric_limits<float>::min();
@@ -79,6 +99,13 @@ inline Vec<float> log1p(Vec<float> x) {
   const Vec<float> scale = power_of_two(exponent < 64 ? -exponent : Mask<float>::Native{} - 64);
   const Vec<float> y = log_of_scaled((mantissa - 1.0f) + rest * scale, exponent);
   return select(x > -1.0f, select(x < kInfinity, y, x), select(x == -1.0f, -kInfinity, kNan));
+}
+
+inline Vec<double> log1p(Vec<double> x) {
+  return map(x, [](double lane) { return std::log1p(lane); });
+}
+inline Vec<double> expm1(Vec<double> x) {
+  return map(x, [](double lane) { return std::expm1(lane); });
 }
 
 /// e^x - 1 within 2 ulp. With x = n ln(2) + r: 2^n (e^r - 1) + (2^n - 1).

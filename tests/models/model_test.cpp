@@ -108,6 +108,23 @@ std::vector<Case> cases() {
       {"cat, width 21, identity", [](ModelConfig& c) { c.cat.conv_width = 21, c.cat.conv_init = "identity"; }});
   list.push_back(
       {"cat, yarn without positions, l2_head", [](ModelConfig& c) { c.yarn_scale = 8, c.cat.qk_norm = "l2_head"; }});
+  list.push_back({"mamba", [](ModelConfig& c) { c.mixer = {"mamba"}, c.n_layers = 2; }});
+  list.push_back({"mamba, other sizes, no mlp even if asked for", [](ModelConfig& c) {
+                    c.mixer = {"mamba"}, c.mlp = "gelu", c.d_model = 20;
+                    c.mamba.expand = 3, c.mamba.d_state = 5, c.mamba.d_conv = 3;
+                  }});
+  list.push_back({"mamba below attention with an mlp", [](ModelConfig& c) {
+                    c.mixer = {"mamba", "attention"}, c.n_layers = 2, c.mlp = "gelu", c.mamba.d_conv = 1;
+                  }});
+  list.push_back({"mamba2", [](ModelConfig& c) { c.mixer = {"mamba2"}, c.n_layers = 2, c.mamba.head_dim = 8; }});
+  list.push_back({"mamba2, other sizes, small chunks", [](ModelConfig& c) {
+                    c.mixer = {"mamba2"}, c.mamba.expand = 3, c.mamba.d_state = 5, c.mamba.d_conv = 3;
+                    c.mamba.head_dim = 36, c.mamba.chunk = 4;
+                  }});
+  list.push_back({"rwkv", [](ModelConfig& c) { c.mixer = {"rwkv"}, c.n_layers = 2; }});
+  list.push_back({"rwkv and attention, gelu", [](ModelConfig& c) {
+                    c.mixer = {"rwkv", "attention"}, c.n_layers = 3, c.mlp = "gelu", c.position = "learned";
+                  }});
   return list;
 }
 
@@ -315,6 +332,10 @@ TEST_CASE("models: what does not fit is refused") {
   config.mixer = {"gla"};
   config.n_heads = 4;
   CHECK_THROWS_WITH_AS(LanguageModel(config, 5), doctest::Contains("model.d_model must be a multiple of"), ConfigError);
+  config = small_config();
+  config.mixer = {"mamba2"};
+  CHECK_THROWS_WITH_AS(LanguageModel(config, 5),
+                       "model.mamba.head_dim must divide model.mamba.expand * model.d_model = 24, got 64", ConfigError);
   config.mixer = {"attentoin"};
   CHECK_THROWS_WITH_AS(LanguageModel(config, 5), doctest::Contains("attention"), ConfigError);
 }

@@ -127,6 +127,9 @@ Rows ReferenceModel::mixer(const Rows& x, const std::string& name, const std::st
   if (kind == "linear_attention" || kind == "lincat" || kind == "based") return linear_attention(x, name, kind);
   if (kind == "delta_net" || kind == "gated_delta_net" || kind == "gla" || kind == "retnet")
     return delta_rule(x, name, kind);
+  if (kind == "mamba") return mamba(x, name);
+  if (kind == "mamba2") return mamba2(x, name);
+  if (kind == "rwkv") return rwkv(x, name);
   return softmax_attention(x, name, kind);
 }
 
@@ -203,7 +206,11 @@ Rows ReferenceModel::logits(const std::vector<int32_t>& ids) const {
   }
   for (int64_t i = 0; i < config_.n_layers; ++i) {
     const std::string block = "blocks." + std::to_string(i);
-    add_to(r, mixer(layer_norm(r, block + ".norm1"), block + ".mixer", config_.mixer_of(i)));
+    const std::string& kind = config_.mixer_of(i);
+    const bool is_mamba = kind == "mamba" || kind == "mamba2";
+    const Rows x = is_mamba ? rms_norm(r, block + ".norm1") : layer_norm(r, block + ".norm1");
+    add_to(r, mixer(x, block + ".mixer", kind));
+    if (is_mamba) continue;
     if (config_.mlp != "none") add_to(r, mlp(layer_norm(r, block + ".norm2"), block + ".mlp"));
   }
   const Rows out = layer_norm(r, "final_norm");

@@ -32,6 +32,10 @@ class ReferenceModel {
   Rows layer_norm(const Rows& x, const std::string& name) const;
   Rows filter(const Rows& x, const std::string& name, int64_t only_head) const;
   Rows letter(const Rows& x, const std::string& mixer, char letter, const std::string& kind) const;
+  Rows rms_norm(const Rows& x, const std::string& name) const;
+  Rows rwkv(const Rows& x, const std::string& mixer) const;
+  Rows mamba2(const Rows& x, const std::string& mixer) const;
+  Rows mamba(const Rows& x, const std::string& mixer) const;
   Rows mixer(const Rows& x, const std::string& name, const std::string& kind) const;
   Rows softmax_attention(const Rows& x, const std::string& name, const std::string& kind) const;
   Rows linear_attention(const Rows& x, const std::string& name, const std::string& kind) const;

@@ -110,6 +110,22 @@ def grid():
                 mlp=["none", "gelu"][i % 2], position=["none", "rope"][i // 2])
         add(f"{mixer} of the benchmark", 64, mixer=mixer, d_model=64, n_heads=4, n_layers=2)
     add("based after windowed attention", 33, mixer=["attention", "based"], n_layers=3, attention__window=5)
+    for n, (expand, states, width) in enumerate(product([1, 2, 3], [1, 16], [1, 4])):
+        add(f"mamba expand={expand} N={states} W={width}", lengths[n % 5], mixer="mamba", n_layers=1 + n % 2,
+            mamba__expand=expand, mamba__d_state=states, mamba__d_conv=width, d_model=[16, 20][n % 2])
+    add("mamba over several chunks", 201, mixer="mamba", d_model=40)
+    add("mamba between attention", 13, mixer=["attention", "mamba"], n_layers=3, mlp="gelu", position="learned")
+    for n, (expand, states, head_dim) in enumerate(product([1, 2, 3], [1, 16], [4, 16])):
+        add(f"mamba2 expand={expand} N={states} P={head_dim}", lengths[n % 5], mixer="mamba2", n_layers=1 + n % 2,
+            mamba__expand=expand, mamba__d_state=states, mamba__head_dim=head_dim, mamba__chunk=[256, 1, 8][n % 3])
+    add("mamba2 over several chunks", 201, mixer="mamba2", d_model=32, mamba__chunk=70)
+    add("mamba2 of the benchmark", 64, mixer="mamba2", d_model=64, n_layers=2, vocab_size=8192)
+    for n, mlp in enumerate(["none", "identity", "gelu", "swiglu", "none"]):
+        add(f"rwkv {mlp} {lengths[n]}", lengths[n], mixer="rwkv", mlp=mlp, n_layers=1 + n % 3, d_model=[16, 20][n % 2])
+    add("rwkv over several chunks", 201, mixer="rwkv", d_model=40)
+    add("rwkv between attention", 13, mixer=["attention", "rwkv"], n_layers=3, position="rope")
+    add("rwkv of the benchmark", 64, mixer="rwkv", d_model=64, n_layers=2, vocab_size=8192)
+    add("mamba of the benchmark", 64, mixer="mamba", d_model=64, n_layers=2, vocab_size=8192)
     return cases
 
 
@@ -120,7 +136,9 @@ def random_weights(shapes, generator, zero_first_key):
         normal = torch.randn(shapes[name], generator=generator, dtype=torch.float64)
         if name.endswith("beta"):
             weights[name] = 3 + 0.3 * normal
-        elif name.endswith(("A_log", "dt_bias")):
+        elif name.endswith((".D", "A_log")):
+            weights[name] = 0.5 + 0.5 * normal
+        elif name.endswith("dt_bias"):
             weights[name] = normal
         elif "norm" in name and name.endswith("weight"):
             weights[name] = 1 + 0.3 * normal

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 IGNORE = -100
-NORM_EPS = 1e-5  # of every layer norm
+NORM_EPS = 1e-5  # of every layer norm and RMS norm
 L2_EPS = 1e-12
 
 DEFAULTS = {
@@ -26,6 +26,7 @@ DEFAULTS = {
     "cat": {"conv_width": 3, "conv_site": "post", "conv_sharing": "depthwise", "conv_on": "qkv", "conv_bias": False,
             "qk_norm": "none"},
     "attention": {"window": 0}, "lincat": {"feature_map": "elu1"}, "based": {"feature_dim": 8},
+    "mamba": {"expand": 2, "d_state": 16, "d_conv": 4, "head_dim": 64, "chunk": 256},
 }
 
 # ---- Files --------------------------------------------------------------------------------------------------------
@@ -65,7 +66,7 @@ def load_config(checkpoint):
     """Table [model] of a checkpoint folder, with the defaults for what it leaves out."""
     table = tomllib.loads((Path(checkpoint) / "config.toml").read_text(encoding="utf-8"))["model"]
     config = DEFAULTS | table
-    for name in [name for name, value in DEFAULTS.items() if isinstance(value, dict)]:
+    for name in (key for key, value in DEFAULTS.items() if isinstance(value, dict)):
         config[name] = DEFAULTS[name] | table.get(name, {})
     return config
 
@@ -132,6 +133,36 @@ def retention_shapes(config, gated=False):
     if gated:
         shapes |= {"gate.fc1.weight": [16, d]} | linear_shapes("gate.fc2", features, 16)
     return shapes
+def mamba_shapes(config):
+    d, mamba = config["d_model"], config["mamba"]
+    inner, states, rank = mamba["expand"] * d, mamba["d_state"], math.ceil(d / 16)
+    return {
+        "in_proj.weight": [2 * inner, d], "conv1d.weight": [inner, mamba["d_conv"]], "conv1d.bias": [inner],
+        "x_proj.weight": [rank + 2 * states, inner], "dt_proj.weight": [inner, rank], "dt_proj.bias": [inner],
+        "A_log": [inner, states], "D": [inner], "out_proj.weight": [d, inner],
+    }
+
+
+def mamba2_shapes(config):
+    d, mamba = config["d_model"], config["mamba"]
+    inner, states = mamba["expand"] * d, mamba["d_state"]
+    heads, filtered = inner // mamba["head_dim"], inner + 2 * states
+    return {
+        "in_proj.weight": [inner + filtered + heads, d], "conv1d.weight": [filtered, mamba["d_conv"]],
+        "conv1d.bias": [filtered], "dt_bias": [heads], "A_log": [heads], "D": [heads], "norm.weight": [inner],
+        "out_proj.weight": [d, inner],
+    }
+
+
+def rwkv_shapes(config):
+    d = config["d_model"]
+    shapes = {name: [d] for name in ("time_decay", "time_first", "time_mix_k", "time_mix_v", "time_mix_r")}
+    return shapes | {f"{name}.weight": [d, d] for name in ("key", "value", "receptance", "output")}
+
+
+def is_mamba(name):
+    """Whether a mixer's block has an RMS norm and no second half."""
+    return name in ("mamba", "mamba2")
 
 
 def mlp_width(config):
@@ -146,9 +177,12 @@ def parameter_shapes(config):
         shapes["pos_embed.weight"] = [config["max_seq_len"], d]
     for layer in range(config["n_layers"]):
         block = f"blocks.{layer}"
-        shapes |= norm_shapes(f"{block}.norm1", d)
-        mixer_shapes, _ = MIXERS[mixer_of(config, layer)]
+        mixer = mixer_of(config, layer)
+        shapes |= {f"{block}.norm1.weight": [d]} if is_mamba(mixer) else norm_shapes(f"{block}.norm1", d)
+        mixer_shapes, _ = MIXERS[mixer]
         shapes |= {f"{block}.mixer.{name}": shape for name, shape in mixer_shapes(config).items()}
+        if is_mamba(mixer):
+            continue
         if config["mlp"] != "none":
             shapes |= norm_shapes(f"{block}.norm2", d)
         if config["mlp"] in ("gelu", "swiglu"):
@@ -177,12 +211,17 @@ class Scope:
         return Scope(self.parameters, f"{self.prefix}{name}.")
 
     def linear(self, name, x):
-        return x @ self[f"{name}.weight"].T + self[f"{name}.bias"]
+        y = x @ self[f"{name}.weight"].T
+        bias = self.parameters.get(f"{self.prefix}{name}.bias")
+        return y if bias is None else y + bias
 
     def layer_norm(self, name, x):
         centred = x - x.mean(-1, keepdim=True)
         variance = (centred * centred).mean(-1, keepdim=True)
         return centred / torch.sqrt(variance + NORM_EPS) * self[f"{name}.weight"] + self[f"{name}.bias"]
+
+    def rms_norm(self, name, x):
+        return x / torch.sqrt((x * x).mean(-1, keepdim=True) + NORM_EPS) * self[f"{name}.weight"]
 
 
 def l2_normalise(x):
@@ -373,10 +412,6 @@ def delta_rule(q, k, v, decay, beta=None):
     return torch.stack(outputs, dim=1)
 
 
-def rms_norm(x, weight):
-    return x / torch.sqrt((x * x).mean(-1, keepdim=True) + NORM_EPS) * weight
-
-
 def delta_net(config, p, x, gated=False):
     def letter(name):
         y = causal_filter(x @ p[f"{name}_proj.weight"].T, p[f"conv_{name}.weight"])
@@ -388,7 +423,7 @@ def delta_net(config, p, x, gated=False):
     if gated:
         rate = -p["A_log"].exp() * F.softplus(x @ p["a_proj.weight"].T + p["dt_bias"])
         decay = rate.exp().transpose(1, 2)[..., None]
-    o = rms_norm(delta_rule(q, k, v, decay, beta), p["norm.weight"]).flatten(2)
+    o = p.rms_norm("norm", delta_rule(q, k, v, decay, beta)).flatten(2)
     if gated:
         o = o * F.silu(x @ p["gate.weight"].T)
     return o @ p["out_proj.weight"].T
@@ -402,7 +437,58 @@ def retention(config, p, x, gated=False):
     else:
         heads = torch.arange(config["n_heads"], dtype=x.dtype)
         decay = (1 - 2 ** (-5 - heads)).reshape(1, -1, 1, 1).expand(x.shape[0], -1, x.shape[1], 1)
-    return rms_norm(delta_rule(q, k, v, decay), p["norm.weight"]).flatten(2) @ p["out_proj.weight"].T
+    return p.rms_norm("norm", delta_rule(q, k, v, decay)).flatten(2) @ p["out_proj.weight"].T
+def mamba(config, p, x):
+    states, rank = config["mamba"]["d_state"], math.ceil(config["d_model"] / 16)
+    x, z = p.linear("in_proj", x).chunk(2, dim=-1)
+    x = F.silu(causal_filter(x, p["conv1d.weight"]) + p["conv1d.bias"])
+    delta, b, c = p.linear("x_proj", x).split([rank, states, states], dim=-1)
+    step = F.softplus(p.linear("dt_proj", delta))
+    rates = -torch.exp(p["A_log"])
+    state = torch.zeros(x.shape[0], *rates.shape, dtype=x.dtype)
+    rows = []
+    for t in range(x.shape[1]):
+        entering = (step[:, t] * x[:, t])[..., None] * b[:, t, None]
+        state = torch.exp(step[:, t, :, None] * rates) * state + entering
+        rows.append((state * c[:, t, None]).sum(-1))
+    y = (torch.stack(rows, dim=1) + p["D"] * x) * F.silu(z)
+    return p.linear("out_proj", y)
+
+
+def mamba2(config, p, x):
+    states, head_dim = config["mamba"]["d_state"], config["mamba"]["head_dim"]
+    inner = config["mamba"]["expand"] * config["d_model"]
+    heads = inner // head_dim
+    z, filtered, step = p.linear("in_proj", x).split([inner, inner + 2 * states, heads], dim=-1)
+    filtered = F.silu(causal_filter(filtered, p["conv1d.weight"]) + p["conv1d.bias"])
+    x, b, c = filtered.split([inner, states, states], dim=-1)
+    step = F.softplus(step + p["dt_bias"])
+    # y_t = sum over s <= t of (c_t . b_s) e^(sum of step A over s+1..t) step_s x_s, as one masked matrix for each head.
+    total = (-torch.exp(p["A_log"]) * step).cumsum(1)
+    exponent = (total[:, :, None] - total[:, None]).permute(0, 3, 1, 2)
+    exponent = exponent.masked_fill(torch.ones(exponent.shape[-2:]).triu(1).bool(), -math.inf)
+    weights = (c @ b.transpose(1, 2))[:, None] * torch.exp(exponent) * step.transpose(1, 2)[:, :, None]
+    by_head = x.reshape(*x.shape[:2], heads, head_dim).transpose(1, 2)
+    y = weights @ by_head + p["D"].reshape(-1, 1, 1) * by_head
+    y = y.transpose(1, 2).reshape(x.shape)
+    return p.linear("out_proj", p.rms_norm("norm", y * F.silu(z)))
+
+
+def rwkv(config, p, x):
+    before = F.pad(x, (0, 0, 1, 0))[:, :-1]
+
+    def mixed(letter, name):
+        mix = p[f"time_mix_{letter}"]
+        return p.linear(name, mix * x + (1 - mix) * before)
+
+    k, v, r = mixed("k", "key"), mixed("v", "value"), mixed("r", "receptance")
+    # Weights of token i in the mean at token t, for every channel: [b, t, i, d].
+    length = x.shape[1]
+    distance = torch.arange(length)[:, None] - torch.arange(length)
+    decay = -torch.exp(p["time_decay"]) * (distance - 1)[..., None]
+    exponent = torch.where((distance == 0)[..., None], p["time_first"], decay) + k[:, None]
+    weights = exponent.masked_fill((distance < 0)[..., None], -math.inf).softmax(2)
+    return p.linear("output", torch.sigmoid(r) * (weights * v[:, None]).sum(2))
 
 
 # Mixer -> (shapes of its parameters, forward pass).
@@ -416,6 +502,9 @@ MIXERS = {
     "gated_delta_net": (partial(delta_net_shapes, gated=True), partial(delta_net, gated=True)),
     "retnet": (retention_shapes, retention),
     "gla": (partial(retention_shapes, gated=True), partial(retention, gated=True)),
+    "mamba": (mamba_shapes, mamba),
+    "mamba2": (mamba2_shapes, mamba2),
+    "rwkv": (rwkv_shapes, rwkv),
 }
 
 
@@ -436,10 +525,12 @@ def forward(config, parameters, ids):
     r = torch.zeros_like(h)
     for layer in range(config["n_layers"]):
         block = p.under(f"blocks.{layer}")
-        _, mixer = MIXERS[mixer_of(config, layer)]
+        name = mixer_of(config, layer)
+        _, mixer = MIXERS[name]
         r = r + h
-        h = mixer(config, block.under("mixer"), block.layer_norm("norm1", r))
-        if config["mlp"] != "none":
+        norm1 = block.rms_norm if is_mamba(name) else block.layer_norm
+        h = mixer(config, block.under("mixer"), norm1("norm1", r))
+        if config["mlp"] != "none" and not is_mamba(name):
             r = r + h
             h = block.layer_norm("norm2", r)
             if config["mlp"] != "identity":

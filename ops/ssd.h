@@ -1,0 +1,110 @@
+#pragma once
+#include <algorithm>
+#include <cstdint>
+
+#include "engine/op.h"
+
+namespace margay {
+
+/// What ssd runs over. The [B,L,..] arguments may be views: they are copied only if their last axis is not contiguous
+/// in memory.
+struct Ssd {
+  Tensor x;             ///< [B,L,H*P] input, H heads side by side
+  Tensor step;          ///< [B,L,H] step sizes, not negative
+  Tensor A;             ///< [H] rates, negative for states that decay
+  Tensor B;             ///< [B,L,N] what of the input enters the states, for all heads
+  Tensor C;             ///< [B,L,N] what of the states is read
+  Tensor D;             ///< [H] weight of the input itself
+  Tensor initial = {};  ///< [B,H,N,P] states before the first token, zeros if undefined
+  int64_t chunk = 256;  ///< tokens of a chunk at most; changes rounding and cost only
+};
+
+/// State-space duality scan (Mamba-2): for every head, with the scalar decay e^(step_t A) and a state h [N,P],
+///   h_t = e^(step_t A) h_{t-1} + step_t B_t x_t^T,   y_t = C_t h_t + D x_t.
+/// In chunks, inside which the sum over earlier tokens is a product of masked matrices; only the states at the ends of
+/// chunks are carried on. Returns {y [B,L,H*P], the states after the last token [B,H,N,P]}, contiguous. A token changes
+/// no bit before it. Throws OpError for shapes or dtypes that do not fit. Dao & Gu 2024, arXiv:2405.21060, section 6.
+Tensors ssd(const Ssd& in);
+
+namespace kernels {
+
+struct SsdShape {
+  int64_t batch, length, heads, head_dim, states;
+  int64_t chunk;  // tokens of a chunk
+
+  /// Longer chunks cost more: their inner part grows with their length, the rest is the same for each token.
+  static constexpr int64_t kMostTokens = 64;
+  static constexpr int64_t kFewestPieces = 16;
+  static constexpr int64_t kSerialWork = int64_t{1} << 15;
+  int64_t work() const { return batch * length * heads * head_dim * states; }
+  int64_t width() const { return heads * head_dim; }
+  int64_t chunks() const { return (length + chunk - 1) / chunk; }
+  /// A piece is one sequence, or some of its heads where sequences are few.
+  int64_t head_pieces() const {
+    return std::clamp<int64_t>(kFewestPieces / std::max<int64_t>(1, batch), 1, std::max<int64_t>(1, heads));
+  }
+  int64_t pieces() const { return batch * head_pieces(); }
+  int64_t state_size() const { return states * head_dim; }
+  int64_t checkpoints_size() const { return batch * chunks() * heads * state_size(); }
+  /// Row length of a chunk's square matrices and of its vectors.
+  int64_t stride() const { return (chunk + 15) / 16 * 16; }
+};
+
+/// Rows of a [B,L,..] tensor whose last axis is contiguous; distances in elements.
+template <class T>
+struct SsdRows {
+  T* data;
+  int64_t batch_stride, row_stride;
+  T* at(int64_t batch, int64_t token) const { return data + batch * batch_stride + token * row_stride; }
+};
+
+template <class T>
+struct SsdInputs {
+  SsdShape shape;
+  SsdRows<const T> x, step, B, C;
+  const T *A, *D, *initial;  // initial: null for zeros
+};
+
+template <class T>
+struct SsdFwd {
+  SsdInputs<T> in;
+  T *y, *final;
+  acc_t<T>* checkpoints;  // [B, chunks, H, N, P]: the states before every chunk; null if not wanted
+  acc_t<T>* workspace;
+
+  static int64_t piece_size(const SsdShape& s) {
+    return s.stride() * (2 * s.chunk + 5) + s.chunk * s.states + s.heads * s.state_size();
+  }
+  static int64_t workspace_size(const SsdShape& s) { return s.pieces() * piece_size(s); }
+};
+
+/// A null dinitial is not wanted; a null dfinal is zero.
+template <class T>
+struct SsdBwd {
+  SsdInputs<T> in;
+  const acc_t<T>* checkpoints;
+  const T *dy, *dfinal;
+  T *dx, *dstep, *dA, *dB, *dC, *dD, *dinitial;
+  acc_t<T>* workspace;
+
+  static int64_t piece_size(const SsdShape& s) {
+    return s.stride() * (4 * s.chunk + 7) + 2 * s.chunk * s.states + s.heads * s.state_size();
+  }
+  /// Of dA and dD: those of every head of every sequence.
+  static int64_t sums_size(const SsdShape& s) { return 2 * s.batch * s.heads; }
+  /// Of dB and dC: those of every range of heads, where there are several.
+  static int64_t partials_size(const SsdShape& s) {
+    return s.head_pieces() > 1 ? 2 * s.head_pieces() * s.batch * s.length * s.states : 0;
+  }
+  static int64_t workspace_size(const SsdShape& s) {
+    return s.pieces() * piece_size(s) + sums_size(s) + partials_size(s);
+  }
+};
+
+template <class T>
+void run(Cpu, const SsdFwd<T>&);
+template <class T>
+void run(Cpu, const SsdBwd<T>&);
+
+}  // namespace kernels
+}  // namespace margay

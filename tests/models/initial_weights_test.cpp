@@ -1,0 +1,101 @@
+// Initial weights of the recurrent mixers, by the rules of the public code they follow.
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "models/language_model.h"
+
+namespace margay::test {
+namespace {
+
+std::vector<double> parameter(const LanguageModel& model, const std::string& name) {
+  for (const Parameter& p : model.parameters())
+    if (p.name == "blocks." + name) return p.value.detach().to(DType::f64).to_vector<double>();
+  FAIL("no parameter " << name);
+  return {};
+}
+
+LanguageModel model_of(const char* mixer, int64_t layers) {
+  ModelConfig config;
+  config.mixer = {mixer};
+  config.n_layers = layers;
+  config.vocab_size = 10;
+  return LanguageModel(config, 5, DType::f64);
+}
+
+// That values fill [-bound, bound] evenly.
+void check_uniform(const std::vector<double>& values, double bound) {
+  double squares = 0;
+  for (const double v : values) {
+    CHECK(std::abs(v) <= bound);
+    squares += v * v / static_cast<double>(values.size());
+  }
+  CHECK(std::sqrt(squares) == doctest::Approx(bound / std::sqrt(3)).epsilon(0.05));
+}
+
+void check_steps(const std::vector<double>& biases) {
+  std::vector<double> steps;
+  for (const double b : biases) steps.push_back(std::log1p(std::exp(b)));
+  CHECK(*std::min_element(steps.begin(), steps.end()) >= 0.999e-3);
+  CHECK(*std::max_element(steps.begin(), steps.end()) <= 0.1001);
+}
+
+}  // namespace
+
+TEST_CASE("initial weights: mamba") {
+  const LanguageModel model = model_of("mamba", 2);
+  check_uniform(parameter(model, "0.mixer.in_proj.weight"), 1 / std::sqrt(64.0));
+  check_uniform(parameter(model, "0.mixer.conv1d.weight"), 0.5);
+  check_uniform(parameter(model, "1.mixer.x_proj.weight"), 1 / std::sqrt(128.0));
+  check_uniform(parameter(model, "1.mixer.dt_proj.weight"), 0.5);
+  check_uniform(parameter(model, "1.mixer.out_proj.weight"), 1 / std::sqrt(128.0 * 2));
+  const auto steps = parameter(model, "0.mixer.dt_proj.bias");
+  check_steps(steps);
+  // Log-uniform: half of them on either side of 0.01.
+  const auto below = std::count_if(steps.begin(), steps.end(), [](double b) { return std::log1p(std::exp(b)) < 0.01; });
+  CHECK(below > 40);
+  CHECK(below < 88);
+  const auto A_log = parameter(model, "0.mixer.A_log");
+  for (size_t i = 0; i < A_log.size(); ++i) CHECK(A_log[i] == doctest::Approx(std::log(i % 16 + 1)));
+  for (const double v : parameter(model, "0.mixer.D")) CHECK(v == 1);
+  for (const Parameter& p : model.parameters())
+    if (p.name.find("A_log") != std::string::npos || p.name.ends_with(".D") || p.name.ends_with("bias"))
+      CHECK_FALSE(p.decay);
+}
+
+TEST_CASE("initial weights: mamba2") {
+  const LanguageModel model = model_of("mamba2", 3);
+  check_uniform(parameter(model, "0.mixer.in_proj.weight"), 1 / std::sqrt(64.0));
+  check_uniform(parameter(model, "2.mixer.out_proj.weight"), 1 / std::sqrt(128.0 * 3));
+  check_steps(parameter(model, "0.mixer.dt_bias"));
+  for (const double v : parameter(model, "0.mixer.A_log")) {
+    CHECK(v >= 0);
+    CHECK(v <= std::log(16));
+  }
+  for (const double v : parameter(model, "0.mixer.norm.weight")) CHECK(v == 1);
+}
+
+TEST_CASE("initial weights: rwkv's time constants, made for twelve layers") {
+  const LanguageModel model = model_of("rwkv", 2);
+  for (const int layer : {0, 1}) {
+    const std::string mixer = std::to_string(layer) + ".mixer.";
+    const auto decay = parameter(model, mixer + "time_decay"), first = parameter(model, mixer + "time_first");
+    const auto k = parameter(model, mixer + "time_mix_k"), v = parameter(model, mixer + "time_mix_v"),
+               r = parameter(model, mixer + "time_mix_r");
+    const double rising = layer / 11.0, falling = 1 - layer / 12.0;
+    for (size_t i = 0; i < 64; ++i) {
+      const double place = static_cast<double>(i);
+      CHECK(decay[i] == doctest::Approx(-5 + 8 * std::pow(place / 63, 0.7 + 1.3 * rising)));
+      CHECK(first[i] == doctest::Approx(std::log(0.3) + 0.5 * ((static_cast<int>(i) + 1) % 3 - 1)));
+      CHECK(k[i] == doctest::Approx(std::pow(place / 64, falling)));
+      CHECK(v[i] == doctest::Approx(k[i] + 0.3 * rising));
+      CHECK(r[i] == doctest::Approx(std::pow(place / 64, 0.5 * falling)));
+    }
+  }
+}
+
+}  // namespace margay::test
