@@ -7,7 +7,11 @@
 #include "engine/names.h"
 #include "models/attention.h"
 #include "models/backbone.h"
+#include "models/base_conv.h"
 #include "models/cat.h"
+#include "models/h3.h"
+#include "models/hyena.h"
+#include "models/s4d.h"
 #include "models/zoology.h"
 
 namespace margay {
@@ -23,7 +27,12 @@ using MixerFactory = std::unique_ptr<Mixer> (*)(const ModelConfig&, int64_t, con
 using BackboneFactory = std::unique_ptr<Backbone> (*)(const ModelConfig&, const Scope&);
 
 // A new mixer or backbone is added here, and nowhere else.
-constexpr std::array kMixers{Entry<MixerFactory>{"attention", make_attention}, Entry<MixerFactory>{"cat", make_cat}};
+constexpr std::array kMixers{Entry<MixerFactory>{"attention", make_attention},
+                             Entry<MixerFactory>{"base_conv", make_base_conv},
+                             Entry<MixerFactory>{"cat", make_cat},
+                             Entry<MixerFactory>{"h3", make_h3},
+                             Entry<MixerFactory>{"hyena", make_hyena},
+                             Entry<MixerFactory>{"s4d", make_s4d}};
 constexpr std::array kBackbones{Entry<BackboneFactory>{"zoology", make_zoology}};
 
 template <class Entries>

@@ -123,6 +123,14 @@ void ReferenceModel::rotate(std::vector<double>& head, int64_t position) const {
 }
 
 Rows ReferenceModel::mixer(const Rows& x, const std::string& name, const std::string& kind) const {
+  if (kind == "base_conv") return base_conv(x, name);
+  if (kind == "hyena") return hyena(x, name);
+  if (kind == "s4d") return s4d(x, name);
+  if (kind == "h3") return h3(x, name);
+  return attention(x, name, kind);
+}
+
+Rows ReferenceModel::attention(const Rows& x, const std::string& name, const std::string& kind) const {
   const Rows q = letter(x, name, 'q', kind), k = letter(x, name, 'k', kind), v = letter(x, name, 'v', kind);
   const auto heads = static_cast<size_t>(config_.n_heads), length = x.size(), head_dim = x[0].size() / heads;
   const bool unit_heads = kind == "cat" && config_.cat.qk_norm == "l2_head";

@@ -9,8 +9,9 @@
 
 namespace margay::test {
 
-/// A second implementation of the zoology backbone with attention and CAT, in plain f64 loops over one sequence,
-/// written from the equations and sharing no code with the engine.
+/// A second implementation of the zoology backbone and its mixers, in plain f64 loops over one sequence, written from
+/// the equations and sharing no code with the engine. Attention and CAT are in reference_model.cpp, others in files of
+/// their own.
 class ReferenceModel {
  public:
   using Values = std::map<std::string, std::vector<double>>;
@@ -32,8 +33,17 @@ class ReferenceModel {
   Rows layer_norm(const Rows& x, const std::string& name) const;
   Rows filter(const Rows& x, const std::string& name, int64_t only_head) const;
   Rows letter(const Rows& x, const std::string& mixer, char letter, const std::string& kind) const;
+  Rows attention(const Rows& x, const std::string& name, const std::string& kind) const;
   Rows mixer(const Rows& x, const std::string& name, const std::string& kind) const;
   Rows mlp(const Rows& x, const std::string& name) const;
+  // reference_long_conv.cpp
+  Rows depthwise(const Rows& x, const std::string& name) const;
+  Rows base_conv(const Rows& x, const std::string& name) const;
+  Rows hyena(const Rows& x, const std::string& name) const;
+  Rows s4d(const Rows& x, const std::string& name) const;
+  Rows h3(const Rows& x, const std::string& name) const;
+  std::vector<double> diagonal_ssm(const std::vector<double>& u, const std::string& name, size_t model,
+                                   bool bilinear) const;
   void rotate(std::vector<double>& head, int64_t position) const;
 
   ModelConfig config_;
