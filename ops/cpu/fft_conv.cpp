@@ -13,6 +13,8 @@ using simd::Vec;
 template <class T>
 constexpr int64_t kLanes = Vec<T>::size;
 
+constexpr int64_t kAhead = 8;  // rows that are prefetched
+
 /// The same vector of channels of two sequences, as the real and imaginary part of one; zeros behind the last row and
 /// for a second sequence that is not there.
 template <class T>
@@ -22,9 +24,11 @@ struct Pair {
 
   Complex<T> operator()(int64_t t) const {
     if (t >= rows) return {T(0), T(0)};
-    const T* const p = first + t * stride;
-    if (second == nullptr) return {Vec<T>::load(p, lanes), T(0)};
-    return {Vec<T>::load(p, lanes), Vec<T>::load(second + t * stride, lanes)};
+    const int64_t at = t * stride;
+    __builtin_prefetch(first + at + kAhead * stride);  // one line of each row: no pattern that the hardware would see
+    if (second == nullptr) return {Vec<T>::load(first + at, lanes), T(0)};
+    __builtin_prefetch(second + at + kAhead * stride);
+    return {Vec<T>::load(first + at, lanes), Vec<T>::load(second + at, lanes)};
   }
 };
 
@@ -36,8 +40,12 @@ struct PairOut {
 
   void operator()(int64_t t, Complex<T> value) const {
     if (t >= rows) return;
-    value.re.store(first + t * stride, lanes);
-    if (second != nullptr) value.im.store(second + t * stride, lanes);
+    const int64_t at = t * stride;
+    __builtin_prefetch(first + at + kAhead * stride, 1);
+    value.re.store(first + at, lanes);
+    if (second == nullptr) return;
+    __builtin_prefetch(second + at + kAhead * stride, 1);
+    value.im.store(second + at, lanes);
   }
 };
 
@@ -204,6 +212,7 @@ void pull_back(const Transform<T>& transform, const Gradients<T>& x, const Pair<
     if (x.want_kernel) {
       auto signal = load_leaf<R>(x.u, at);
       fft::butterfly<false>(signal);
+#pragma GCC unroll 8
       for (size_t q = 0; q < R; ++q) {
         const int64_t point = at + static_cast<int64_t>(q);
         x.product.store(point, x.product.load(point) + times_conj(cotangent[q], signal[q]));

@@ -11,10 +11,17 @@ namespace {
 using Number = std::complex<double>;
 using simd::Vec;
 
+// Products and quotients of finite numbers: the operators of std::complex spend most of their time on infinities.
+Number product(Number a, Number b) {
+  return {a.real() * b.real() - a.imag() * b.imag(), a.real() * b.imag() + a.imag() * b.real()};
+}
+Number times_conj(Number a, Number b) { return product(a, std::conj(b)); }
+Number quotient(Number a, Number b) { return times_conj(a, b) / std::norm(b); }
+
 /// One pair of states, sampled; f64 whatever the parameters are, because powers multiply relative errors.
 struct Mode {
   Number A, z, Abar, Cbar;  // z = dt A
-  Number C, dt_over;        // bilinear: dt_over = 1 / (1 - z / 2)
+  Number C, factor;         // bilinear: factor = 1 / (1 - z / 2)
   double dt = 0;
 };
 
@@ -35,11 +42,11 @@ Mode mode_of(const SsmParameters<T>& s, int64_t channel, int64_t pair) {
   if (s.discretization == Discretization::zoh) {
     const Number rise = expm1(m.z);
     m.Abar = rise + 1.0;
-    m.Cbar = m.C * (rise / m.A);
+    m.Cbar = product(m.C, quotient(rise, m.A));
   } else {
-    m.dt_over = 1.0 / (1.0 - 0.5 * m.z);
-    m.Abar = (1.0 + 0.5 * m.z) * m.dt_over;
-    m.Cbar = m.C * m.dt * m.dt_over;
+    m.factor = quotient(1, 1.0 - 0.5 * m.z);
+    m.Abar = product(1.0 + 0.5 * m.z, m.factor);
+    m.Cbar = m.dt * product(m.C, m.factor);
   }
   return m;
 }
@@ -49,6 +56,7 @@ constexpr int64_t kRestart = 256;  // taps after which powers are started anew
 /// Powers whose squared size is below this count as zero; they would soon be subnormal, which is slow.
 template <class T>
 constexpr double kVanishing = sizeof(T) == 4 ? 1e-60 : 1e-280;
+constexpr double kForever = 1e18;
 
 /// The powers of one number at successive taps, a vector of them at a time.
 template <class T>
@@ -61,18 +69,18 @@ struct Powers {
   Powers() = default;
   explicit Powers(Number base) {
     Number power = 1;
-    for (int lane = 0; lane < Vec<T>::size; ++lane, power *= base) {
+    for (int lane = 0; lane < Vec<T>::size; ++lane, power = product(power, base)) {
       first_re.v[lane] = static_cast<T>(power.real());
       first_im.v[lane] = static_cast<T>(power.imag());
     }
     step_re = static_cast<T>(power.real());
     step_im = static_cast<T>(power.imag());
     restart = power;
-    for (int64_t taps = Vec<T>::size; taps < kRestart; taps *= 2) restart *= restart;
+    for (int64_t taps = Vec<T>::size; taps < kRestart; taps *= 2) restart = product(restart, restart);
   }
   /// Sets the vector to factor * base^(0, 1, ...) of this stretch.
   void begin(Number factor) {
-    const Number scale = factor * start;
+    const Number scale = product(factor, start);
     const Vec<T> scale_re = static_cast<T>(scale.real()), scale_im = static_cast<T>(scale.imag());
     re = first_re * scale_re - first_im * scale_im;
     im = first_re * scale_im + first_im * scale_re;
@@ -82,11 +90,10 @@ struct Powers {
     re = old * step_re - im * step_im;
     im = old * step_im + im * step_re;
   }
-  /// Moves on by a stretch of kRestart taps. Returns whether anything is left.
-  bool next_stretch() {
-    start *= restart;
+  /// Moves on by a stretch of kRestart taps.
+  void next_stretch() {
+    start = product(start, restart);
     if (std::norm(start) < kVanishing<T>) start = 0;
-    return start != 0.0;
   }
 };
 
@@ -95,23 +102,25 @@ template <class T, size_t G>
 struct Group {
   std::array<Mode, G> modes;
   std::array<Powers<T>, G> powers;
+  double alive = 0;  // taps until the powers of all modes have vanished
 
   Group(const SsmParameters<T>& s, int64_t channel, int64_t first) {
     for (size_t g = 0; g < G; ++g) {
       const auto pair = first + static_cast<int64_t>(g);
       if (pair < s.pairs) modes[g] = mode_of(s, channel, pair);
       powers[g] = Powers<T>(modes[g].Abar);
+      const double size = std::norm(modes[g].Abar);
+      alive = std::max(alive, size < 1 ? 1 + std::log(kVanishing<T>) / std::log(size) : kForever);
     }
   }
-  /// Calls body(begin, end) for every stretch in which powers have not vanished; `factor(mode)` is put before them.
+  /// Calls body(begin, end) for every stretch until the powers vanish; `factor(mode)` is put before them.
   template <class Factor, class Body>
   void for_stretches(int64_t length, const Factor& factor, const Body& body) {
-    bool left = true;
-    for (int64_t begin = 0; begin < length && left; begin += kRestart) {
+    const auto taps = static_cast<int64_t>(std::min(alive, static_cast<double>(length)));
+    for (int64_t begin = 0; begin < taps; begin += kRestart) {
       for (size_t g = 0; g < G; ++g) powers[g].begin(factor(modes[g]));
-      body(begin, std::min(length, begin + kRestart));
-      left = false;
-      for (size_t g = 0; g < G; ++g) left |= powers[g].next_stretch();
+      body(begin, std::min(taps, begin + kRestart));
+      for (size_t g = 0; g < G; ++g) powers[g].next_stretch();
     }
   }
 };
@@ -168,7 +177,7 @@ std::array<SampledGradient, 2> sampled_gradients(Group<T, 2>& group, const T* g,
   for (size_t m = 0; m < 2; ++m) {
     const auto total = [&](size_t i) { return static_cast<double>(simd::reduce_add(sums[m][i])); };
     const Number P(total(0), total(1)), Q(total(2), total(3));
-    result[m] = {2.0 * std::conj(group.modes[m].Cbar * Q), 2.0 * std::conj(P)};
+    result[m] = {2.0 * std::conj(product(group.modes[m].Cbar, Q)), 2.0 * std::conj(P)};
   }
   return result;
 }
@@ -183,17 +192,17 @@ void store_gradients(const VandermondeBwd<T>& a, int64_t at, const Mode& m, cons
   Number dC, dz, dA;
   double ddt = 0;
   if (a.ssm.discretization == Discretization::zoh) {
-    dC = d.Cbar * std::conj(expm1(m.z) / m.A);
-    dz = d.Abar * std::conj(m.Abar) + d.Cbar * std::conj(m.C * m.Abar / m.A);
-    dA = d.Cbar * std::conj(-m.Cbar / m.A);
+    dC = times_conj(d.Cbar, quotient(expm1(m.z), m.A));
+    dz = times_conj(d.Abar, m.Abar) + times_conj(d.Cbar, quotient(product(m.C, m.Abar), m.A));
+    dA = -times_conj(d.Cbar, quotient(m.Cbar, m.A));
   } else {
-    const Number w = m.dt_over;
-    dC = d.Cbar * std::conj(m.dt * w);
-    dz = d.Abar * std::conj(w * w) + d.Cbar * std::conj(0.5 * m.C * m.dt * w * w);
-    ddt = (d.Cbar * std::conj(m.C * w)).real();
+    const Number w = m.factor, square = product(w, w);
+    dC = m.dt * times_conj(d.Cbar, w);
+    dz = times_conj(d.Abar, square) + 0.5 * m.dt * times_conj(d.Cbar, product(m.C, square));
+    ddt = times_conj(d.Cbar, product(m.C, w)).real();
   }
   dA += dz * m.dt;
-  ddt += (dz * std::conj(m.A)).real();
+  ddt += times_conj(dz, m.A).real();
   dlog_dt += ddt * m.dt;
   a.dC[2 * at] = static_cast<T>(dC.real());
   a.dC[2 * at + 1] = static_cast<T>(dC.imag());

@@ -3,7 +3,8 @@
 
 Over a grid of configurations it asks the command for fresh weights, checks their names and shapes, replaces them by
 larger random ones (so that every bias, norm and filter counts), and compares logits and every gradient. It also checks
-that outputs before t keep every bit when token t changes, and that the number of threads changes no bit.
+that outputs before t keep every bit when token t changes (up to rounding where Fourier transforms may be used), and
+that the number of threads changes no bit.
 
     build/peer-venv/bin/python tools/bench/check_reference.py build/release/margay [--only TEXT] [--device cuda]
 
@@ -31,6 +32,9 @@ GRADIENT_TOLERANCE = 1e-3
 # A gradient that is zero on paper (a key bias under softmax) is rounding noise in float32: errors count relative to
 # its own largest entry, or to this share of the largest entry of all gradients.
 NOISE_FLOOR = 1e-3
+# How much outputs before a changed token may differ, as a share of the largest logit, where transforms may be used.
+TRANSFORM_TOLERANCE = 1e-5
+TRANSFORM_MIXERS = {"base_conv", "hyena", "s4d", "h3"}
 BATCH = 3
 
 
@@ -82,7 +86,29 @@ def grid():
     for scale, position in product([2.0, 8.0], ["rope", "none"]):
         add(f"cat {position} yarn_scale={scale}", 33, mixer="cat", d_model=64, position=position, yarn_scale=scale,
             max_seq_len=16)
+    add_long_conv(add)
     return cases
+
+
+def add_long_conv(add):
+    """Mixers of long convolutions; lengths from 100 on go through transforms."""
+    for sizes, length in product(([3, -1], [-1], [1, 4], [60, -1, 2]), (1, 13, 203)):
+        add(f"base_conv {sizes} L={length}", length, mixer="base_conv", n_layers=3, base_conv__kernel_size=sizes,
+            max_seq_len=210)
+    for length, longest in ((1, 40), (2, 40), (13, 40), (203, 203), (150, 300), (203, 90)):
+        add(f"hyena L={length} of {longest}", length, mixer="hyena", n_layers=2, max_seq_len=longest,
+            hyena__filter_width=[64, 24][length % 2])
+    add("hyena filter_embed=9", 33, mixer="hyena", hyena__filter_embed=9)
+    add("hyena with gelu", 33, mixer="hyena", mlp="gelu", n_layers=2)
+    for n, (init, discretization) in enumerate(product(["lin", "inv", "real"], ["zoh", "bilinear"])):
+        for length in ([1, 2, 7, 13, 33, 40][n], 203):
+            add(f"s4d {init} {discretization} L={length}", length, mixer="s4d", n_layers=2, s4d__init=init,
+                s4d__discretization=discretization, s4d__d_state=[64, 6, 2][n % 3])
+    for head_dim, length in product((1, 2, 4), (1, 13, 203)):
+        add(f"h3 head_dim={head_dim} L={length}", length, mixer="h3", n_layers=2, h3__head_dim=head_dim,
+            h3__d_state=[64, 6][length % 2])
+    add("hybrid of long convolutions", 140, mixer=["base_conv", "hyena", "s4d", "h3", "cat"], n_layers=6,
+        max_seq_len=140)
 
 
 def random_weights(shapes, generator, zero_first_key):
@@ -94,6 +120,16 @@ def random_weights(shapes, generator, zero_first_key):
             weights[name] = 3 + 0.3 * normal
         elif "norm" in name and name.endswith("weight"):
             weights[name] = 1 + 0.3 * normal
+        elif name.endswith("log_dt"):
+            weights[name] = -3 + normal
+        elif name.endswith("log_A_real"):
+            weights[name] = -0.7 + 0.5 * normal
+        elif name.endswith("A_imag"):
+            weights[name] = 10 * normal
+        elif name.endswith("freq"):
+            weights[name] = 1 + 0.3 * normal
+        elif name.endswith(".D"):
+            weights[name] = normal
         elif name.endswith("bias"):
             weights[name] = 0.3 * normal
         elif "embed" in name:
@@ -174,7 +210,13 @@ def compare_logits(margay, checkpoint, folder, ids, config, weights):
     changed[:, t] = (changed[:, t] + 1) % config["vocab_size"]
     numpy.save(folder / "changed.npy", changed.numpy().astype(numpy.int32))
     margay("forward", checkpoint, "--inputs", folder / "changed.npy", "--out", folder / "changed_logits.npy")
-    if numpy.load(folder / "changed_logits.npy")[:, :t].tobytes() != logits[:, :t].tobytes():
+    after = numpy.load(folder / "changed_logits.npy")
+    mixers = {reference.mixer_of(config, layer) for layer in range(config["n_layers"])}
+    if mixers & TRANSFORM_MIXERS:
+        same = numpy.abs(after[:, :t] - logits[:, :t]).max(initial=0) <= TRANSFORM_TOLERANCE * numpy.abs(logits).max()
+    else:
+        same = after[:, :t].tobytes() == logits[:, :t].tobytes()
+    if not same:
         raise Mismatch(f"logits before token {t} change with it")
     return relative_error(torch.from_numpy(logits), wanted)
 

@@ -19,7 +19,7 @@ struct BenchRow {
 
 /// train/MODEL-L64 ...: whole training steps on multi-query associative recall, V = 8192, d = 64, batch 64, making the
 /// examples included. `attention` has two layers and learned positions, `cat` one layer with depthwise filters of width
-/// 4 on q, k and v; both have tied embeddings and no MLP.
+/// 4 on q, k and v, all others two layers; embeddings are tied, and there is no MLP.
 std::vector<BenchRow> training_rows();
 /// op/NAME: single ops on shapes of those models, `forward` and `forward and backward`.
 std::vector<BenchRow> op_rows();

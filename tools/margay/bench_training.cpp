@@ -22,12 +22,9 @@ Config config_of(const std::string& mixer, const Recall& recall) {
   config.model.d_model = kWidth;
   config.model.vocab_size = kVocabulary;
   config.model.max_seq_len = recall.seq_len;
-  if (mixer == "attention") {
-    config.model.n_layers = 2;
-    config.model.position = "learned";
-  } else {
-    config.model.cat.conv_width = 4;
-  }
+  config.model.n_layers = mixer == "cat" ? 1 : 2;
+  if (mixer == "attention") config.model.position = "learned";
+  config.model.cat.conv_width = 4;
   config.task.vocab_size = kVocabulary;
   config.task.seq_len = recall.seq_len;
   config.task.num_kv_pairs = recall.pairs;
@@ -42,7 +39,7 @@ Config config_of(const std::string& mixer, const Recall& recall) {
 
 std::vector<BenchRow> training_rows() {
   std::vector<BenchRow> rows;
-  for (const char* mixer : {"attention", "cat"}) {
+  for (const char* mixer : {"attention", "cat", "base_conv", "hyena", "s4d", "h3"}) {
     for (const Recall& recall : kTasks) {
       const Config config = config_of(mixer, recall);
       rows.push_back({.name = fmt::format("train/{}-L{}", mixer, recall.seq_len),

@@ -1,7 +1,8 @@
 """An independent float64 implementation of Margay's models, on PyTorch: the yardstick of check_reference.py.
 
 It shares no code with Margay and is written for reading, not for speed: each formula stands as on paper, and gradients
-come from PyTorch. Supported: backbone "zoology", mixers "attention" and "cat" with every option, all MLPs.
+come from PyTorch. Supported: backbone "zoology", its mixers with every option, all MLPs. Attention and CAT are here, others in files
+beside.
 A model is its configuration (table [model] of config.toml) and a dict of parameters by name.
 """
 
@@ -14,6 +15,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+import reference_long_conv
+
 IGNORE = -100
 NORM_EPS = 1e-5  # of every layer norm
 L2_EPS = 1e-12
@@ -25,7 +28,7 @@ DEFAULTS = {
     "cat": {"conv_width": 3, "conv_site": "post", "conv_sharing": "depthwise", "conv_on": "qkv", "conv_bias": False,
             "qk_norm": "none"},
     "attention": {"window": 0},
-}
+} | reference_long_conv.DEFAULTS
 
 # ---- Files --------------------------------------------------------------------------------------------------------
 
@@ -64,8 +67,9 @@ def load_config(checkpoint):
     """Table [model] of a checkpoint folder, with the defaults for what it leaves out."""
     table = tomllib.loads((Path(checkpoint) / "config.toml").read_text(encoding="utf-8"))["model"]
     config = DEFAULTS | table
-    for name in ("cat", "attention"):
-        config[name] = DEFAULTS[name] | table.get(name, {})
+    for name, default in DEFAULTS.items():
+        if isinstance(default, dict):
+            config[name] = default | table.get(name, {})
     return config
 
 
@@ -120,7 +124,7 @@ def parameter_shapes(config):
         block = f"blocks.{layer}"
         shapes |= norm_shapes(f"{block}.norm1", d)
         mixer_shapes, _ = MIXERS[mixer_of(config, layer)]
-        shapes |= {f"{block}.mixer.{name}": shape for name, shape in mixer_shapes(config).items()}
+        shapes |= {f"{block}.mixer.{name}": shape for name, shape in mixer_shapes(config | {"layer": layer}).items()}
         if config["mlp"] != "none":
             shapes |= norm_shapes(f"{block}.norm2", d)
         if config["mlp"] in ("gelu", "swiglu"):
@@ -284,8 +288,8 @@ def cat_mixer(config, p, x):
     return p.linear("out_proj", causal_attention(config, q, k, v, scale))
 
 
-# Mixer -> (shapes of its parameters, forward pass).
-MIXERS = {"attention": (attention_shapes, attention), "cat": (cat_shapes, cat_mixer)}
+# Mixer -> (shapes of its parameters, forward pass); config["layer"] is the number of its layer.
+MIXERS = {"attention": (attention_shapes, attention), "cat": (cat_shapes, cat_mixer)} | reference_long_conv.MIXERS
 
 
 def mlp(config, p, x):
@@ -307,7 +311,7 @@ def forward(config, parameters, ids):
         block = p.under(f"blocks.{layer}")
         _, mixer = MIXERS[mixer_of(config, layer)]
         r = r + h
-        h = mixer(config, block.under("mixer"), block.layer_norm("norm1", r))
+        h = mixer(config | {"layer": layer}, block.under("mixer"), block.layer_norm("norm1", r))
         if config["mlp"] != "none":
             r = r + h
             h = block.layer_norm("norm2", r)
