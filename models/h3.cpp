@@ -8,9 +8,8 @@
 #include "models/attention_core.h"
 #include "models/diagonal_ssm.h"
 #include "models/long_conv.h"
-#include "ops/binary.h"
 #include "ops/concat.h"
-#include "ops/reduce.h"
+#include "ops/head_outer.h"
 #include "ops/view.h"
 
 namespace margay {
@@ -44,12 +43,10 @@ class H3 : public Mixer {
     const int64_t B = x.dim(0), T = x.dim(1), d = x.dim(2);
     const Tensors qkv = chunk(projection_.packed(x), -1, 3);
     const Tensor k = shift_(qkv[1], h3 ? &h3->shift : nullptr);
-    // Channels (head, d1, d2).
-    const Tensor outer = mul(reshape(k, {B, T, heads_, head_dim_, 1}), reshape(qkv[2], {B, T, heads_, 1, head_dim_}));
+    const auto rows = [&](const Tensor& y) { return reshape(y, {B * T, y.dim(2)}); };
+    const Tensor outer = head_outer(rows(k), rows(qkv[2]), head_dim_);  // channels (head, d1, d2)
     const Tensor summed = ssm_(reshape(outer, {B, T, d * head_dim_}), h3 ? &h3->ssm : nullptr);
-    const Tensor product =
-        mul(reshape(summed, {B, T, heads_, head_dim_, head_dim_}), reshape(qkv[0], {B, T, heads_, head_dim_, 1}));
-    return out_(reshape(sum(product, 3), {B, T, d}));
+    return out_(reshape(head_product(rows(qkv[0]), rows(summed), head_dim_), {B, T, d}));
   }
   std::unique_ptr<MixerState> start(int64_t) const override { return std::make_unique<H3State>(); }
 
