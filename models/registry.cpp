@@ -7,15 +7,19 @@
 #include "engine/names.h"
 #include "models/attention.h"
 #include "models/backbone.h"
+#include "models/base_conv.h"
 #include "models/based.h"
 #include "models/cat.h"
 #include "models/delta_net.h"
+#include "models/h3.h"
+#include "models/hyena.h"
 #include "models/lincat.h"
 #include "models/linear_attention.h"
 #include "models/mamba.h"
 #include "models/mamba2.h"
 #include "models/retention.h"
 #include "models/rwkv.h"
+#include "models/s4d.h"
 #include "models/zoology.h"
 
 namespace margay {
@@ -33,17 +37,21 @@ using BackboneFactory = std::unique_ptr<Backbone> (*)(const ModelConfig&, const 
 // A new mixer or backbone is added here, and nowhere else.
 constexpr std::array kMixers{
     Entry<MixerFactory>{"attention", make_attention},
+    Entry<MixerFactory>{"base_conv", make_base_conv},
     Entry<MixerFactory>{"based", make_based},
     Entry<MixerFactory>{"cat", make_cat},
     Entry<MixerFactory>{"delta_net", make_delta_net},
     Entry<MixerFactory>{"gated_delta_net", make_gated_delta_net},
     Entry<MixerFactory>{"gla", make_gla},
+    Entry<MixerFactory>{"h3", make_h3},
+    Entry<MixerFactory>{"hyena", make_hyena},
     Entry<MixerFactory>{"linear_attention", make_linear_attention},
     Entry<MixerFactory>{"lincat", make_lincat},
     Entry<MixerFactory>{"mamba", make_mamba},
     Entry<MixerFactory>{"mamba2", make_mamba2},
     Entry<MixerFactory>{"retnet", make_retnet},
     Entry<MixerFactory>{"rwkv", make_rwkv},
+    Entry<MixerFactory>{"s4d", make_s4d},
 };
 constexpr std::array kBackbones{Entry<BackboneFactory>{"zoology", make_zoology}};
 

@@ -37,6 +37,12 @@ ShortConv::ShortConv(const Scope& scope, const ModelConfig& config) {
   if (config.cat.conv_bias) bias = scope.parameter("bias", {config.d_model}, identity ? init::zeros() : uniform, false);
 }
 
+ShortConv::ShortConv(const Scope& scope, int64_t channels, int64_t width) {
+  const Initializer uniform = init::uniform(1 / std::sqrt(static_cast<double>(width)));
+  weight = scope.parameter("weight", {channels, width}, uniform);
+  bias = scope.parameter("bias", {channels}, uniform, false);
+}
+
 Tensor ShortConv::operator()(const Tensor& x, ConvState* state) const {
   return conv1d_causal(x, weight, bias, state ? state->advance(x, weight.dim(-1)) : Tensor());
 }

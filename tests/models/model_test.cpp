@@ -125,6 +125,26 @@ std::vector<Case> cases() {
   list.push_back({"rwkv and attention, gelu", [](ModelConfig& c) {
                     c.mixer = {"rwkv", "attention"}, c.n_layers = 3, c.mlp = "gelu", c.position = "learned";
                   }});
+  const auto long_conv = [](ModelConfig& c) {
+    c.s4d.d_state = 6, c.h3.d_state = 4, c.hyena.filter_width = 5, c.n_layers = 2;
+  };
+  list.push_back({"base_conv", [=](ModelConfig& c) { long_conv(c), c.mixer = {"base_conv"}; }});
+  list.push_back({"base_conv, other widths, and cat", [=](ModelConfig& c) {
+                    long_conv(c), c.mixer = {"base_conv", "base_conv", "cat"}, c.n_layers = 4;
+                    c.base_conv.kernel_size = {-1, 5};
+                  }});
+  list.push_back({"hyena", [=](ModelConfig& c) { long_conv(c), c.mixer = {"hyena"}; }});
+  list.push_back({"hyena, more features, longer than its filter", [=](ModelConfig& c) {
+                    long_conv(c), c.mixer = {"hyena"}, c.hyena.filter_embed = 7, c.max_seq_len = 6;
+                  }});
+  for (const char* init : {"lin", "inv", "real"})
+    for (const char* discretization : {"zoh", "bilinear"})
+      list.push_back({std::string("s4d, ") + init + ", " + discretization, [=](ModelConfig& c) {
+                        long_conv(c), c.mixer = {"s4d"}, c.s4d.init = init, c.s4d.discretization = discretization;
+                      }});
+  for (const int64_t head_dim : {1, 2, 3})
+    list.push_back({"h3, heads of " + std::to_string(head_dim),
+                    [=](ModelConfig& c) { long_conv(c), c.mixer = {"h3"}, c.h3.head_dim = head_dim; }});
   return list;
 }
 

@@ -124,6 +124,10 @@ void ReferenceModel::rotate(std::vector<double>& head, int64_t position) const {
 }
 
 Rows ReferenceModel::mixer(const Rows& x, const std::string& name, const std::string& kind) const {
+  if (kind == "base_conv") return base_conv(x, name);
+  if (kind == "hyena") return hyena(x, name);
+  if (kind == "s4d") return s4d(x, name);
+  if (kind == "h3") return h3(x, name);
   if (kind == "linear_attention" || kind == "lincat" || kind == "based") return linear_attention(x, name, kind);
   if (kind == "delta_net" || kind == "gated_delta_net" || kind == "gla" || kind == "retnet")
     return delta_rule(x, name, kind);

@@ -10,7 +10,8 @@
 namespace margay::test {
 
 /// A second implementation of the zoology backbone and its mixers, in plain f64 loops over one sequence, written from
-/// the equations and sharing no code with the engine.
+/// the equations and sharing no code with the engine. Attention and CAT are in reference_model.cpp, others in files of
+/// their own.
 class ReferenceModel {
  public:
   using Values = std::map<std::string, std::vector<double>>;
@@ -43,6 +44,14 @@ class ReferenceModel {
   Rows filtered(const Rows& x, const std::string& name) const;
   std::vector<double> head_of(const Rows& rows, size_t t, size_t head) const;
   Rows mlp(const Rows& x, const std::string& name) const;
+  // reference_long_conv.cpp
+  Rows depthwise(const Rows& x, const std::string& name) const;
+  Rows base_conv(const Rows& x, const std::string& name) const;
+  Rows hyena(const Rows& x, const std::string& name) const;
+  Rows s4d(const Rows& x, const std::string& name) const;
+  Rows h3(const Rows& x, const std::string& name) const;
+  std::vector<double> diagonal_ssm(const std::vector<double>& u, const std::string& name, size_t model,
+                                   bool bilinear) const;
   void rotate(std::vector<double>& head, int64_t position) const;
 
   static void normalise(double* x, size_t n);

@@ -7,17 +7,19 @@
 #include "ops/causal_attention.h"
 #include "ops/conv1d_causal.h"
 #include "ops/embedding.h"
+#include "ops/fft_conv.h"
 #include "ops/layer_norm.h"
 #include "ops/linear.h"
 #include "ops/linear_cross_entropy.h"
 #include "ops/matmul.h"
 #include "ops/softmax.h"
+#include "ops/vandermonde.h"
 #include "tools/margay/bench_rows.h"
 
 namespace margay::cli {
 namespace {
 
-constexpr int64_t kBatch = 64, kLength = 256, kWidth = 64, kVocabulary = 8192, kTokens = kBatch * kLength;
+constexpr int64_t kBatch = 64, kLength = 256, kWidth = 64, kVocabulary = 8192, kTokens = kBatch * kLength, kLong = 512;
 
 /// Standard normal values that want a gradient.
 Tensor normal(const Shape& shape, Device device) {
@@ -94,6 +96,19 @@ std::vector<OpCase> op_cases() {
          return Tensors{normal({kBatch, kLength, 3 * kWidth}, on), normal({3 * kWidth, 4}, on)};
        },
        [](const Tensors& in) { return conv1d_causal(in[0], in[1]); }},
+      {"fft_conv-L512", kBatch * kLong, 0,
+       [](Device on) {
+         return Tensors{normal({kBatch, kLong, kWidth}, on), normal({kWidth, kLong}, on), normal({kWidth}, on)};
+       },
+       [](const Tensors& in) { return fft_conv(in[0], in[1], in[2]); }},
+      {"vandermonde-L512", 0, 0,
+       [](Device on) {
+         return Tensors{normal({kWidth}, on), normal({kWidth, 32, 2}, on), normal({kWidth, 32}, on),
+                        normal({kWidth, 32}, on)};
+       },
+       [](const Tensors& in) {
+         return vandermonde({in[0], in[1], in[2], in[3]}, kLong);
+       }},
       {"causal_attention-L256", kTokens, 4 * tokens * (kLength + 1) / 2 * d,
        [](Device on) {
          const Shape shape{kBatch, 1, kLength, kWidth};

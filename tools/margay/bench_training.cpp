@@ -42,7 +42,7 @@ Config config_of(const std::string& mixer, const Recall& recall) {
 std::vector<BenchRow> training_rows() {
   std::vector<BenchRow> rows;
   for (const char* mixer : {"attention", "cat", "lincat", "linear_attention", "based", "delta_net", "gated_delta_net",
-                            "gla", "retnet", "mamba", "mamba2", "rwkv"}) {
+                            "gla", "retnet", "mamba", "mamba2", "rwkv", "base_conv", "hyena", "s4d", "h3"}) {
     for (const Recall& recall : kTasks) {
       const Config config = config_of(mixer, recall);
       rows.push_back({.name = fmt::format("train/{}-L{}", mixer, recall.seq_len),
