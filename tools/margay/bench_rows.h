@@ -21,7 +21,8 @@ struct BenchRow {
 /// examples included. `attention` has two layers and learned positions, `cat` one layer with depthwise filters of width
 /// 4 on q, k and v; both have tied embeddings and no MLP.
 std::vector<BenchRow> training_rows();
-/// op/NAME: single ops on shapes of those models, `forward` and `forward and backward`.
+/// op/NAME: single ops on shapes of those models, and on single sequences of 1k and 64k tokens (-L1k, -L64k), `forward`
+/// and `forward+backward`.
 std::vector<BenchRow> op_rows();
 
 }  // namespace margay::cli
