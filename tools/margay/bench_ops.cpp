@@ -1,3 +1,5 @@
+#include <fmt/format.h>
+
 #include <cmath>
 
 #include "engine/autograd.h"
@@ -8,8 +10,10 @@
 #include "ops/conv1d_causal.h"
 #include "ops/embedding.h"
 #include "ops/fft_conv.h"
+#include "ops/gated_delta_rule.h"
 #include "ops/layer_norm.h"
 #include "ops/linear.h"
+#include "ops/linear_attention.h"
 #include "ops/linear_cross_entropy.h"
 #include "ops/matmul.h"
 #include "ops/softmax.h"
@@ -117,6 +121,14 @@ std::vector<OpCase> op_cases() {
        [](const Tensors& in) {
          return causal_attention(in[0], in[1], in[2], {}, {.scale = 1 / std::sqrt(static_cast<double>(kWidth))});
        }},
+      {"linear_attention-L256", kTokens, 4 * tokens * d * d,
+       [](Device on) {
+         const Shape shape{kBatch, 1, kLength, kWidth};
+         return Tensors{normal(shape, on), normal(shape, on), normal(shape, on)};
+       },
+       [](const Tensors& in) {
+         return linear_attention(in[0], in[1], in[2], {FeatureMap::elu1, true, 1e-6});
+       }},
       {"embedding", kTokens, 0,
        [](Device on) {
          return Tensors{normal({kVocabulary, kWidth}, on), ids(kTokens, on)};
@@ -128,6 +140,34 @@ std::vector<OpCase> op_cases() {
        },
        [](const Tensors& in) { return linear_cross_entropy(in[0], in[1], in[2]).loss; }},
   };
+}
+
+/// Mixers of one long sequence, 1k and 64k tokens: is the cost of a token the same?
+std::vector<OpCase> long_cases() {
+  std::vector<OpCase> cases;
+  for (const int64_t length : {1024, 65536}) {
+    const auto heads = [=](int64_t count, int64_t features) {
+      return [=](Device on) {
+        const Shape rows{1, count, length, features};
+        return Tensors{normal(rows, on), normal(rows, on), normal({1, count, length, kWidth / count}, on)};
+      };
+    };
+    const auto add = [&](const char* name, std::function<Tensors(Device)> inputs,
+                         std::function<Tensor(const Tensors&)> call) {
+      cases.push_back({fmt::format("{}-L{}k", name, length / 1024), length, 0, std::move(inputs), std::move(call)});
+    };
+    add("linear_attention", heads(1, kWidth), [](const Tensors& in) {
+      return linear_attention(in[0], in[1], in[2], {FeatureMap::elu1, true, 1e-6});
+    });
+    add("linear_attention-taylor2", heads(1, 8), [](const Tensors& in) {
+      return linear_attention(in[0], in[1], in[2], {FeatureMap::taylor2, true, 1e-12});
+    });
+    add("gated_delta_rule", heads(4, kWidth / 4), [](const Tensors& in) {
+      const Tensor rate = full({1, 4, in[0].dim(2)}, 0.01, DType::f32, in[0].device());
+      return gated_delta_rule(in[0], in[1], in[2], {}, rate);
+    });
+  }
+  return cases;
 }
 
 /// The optimiser's pass over as many parameters as the small models have.
@@ -151,7 +191,9 @@ BenchRow adamw_row() {
 
 std::vector<BenchRow> op_rows() {
   std::vector<BenchRow> rows;
-  for (const OpCase& op : op_cases()) {
+  std::vector<OpCase> cases = op_cases();
+  for (OpCase& op : long_cases()) cases.push_back(std::move(op));
+  for (const OpCase& op : cases) {
     rows.push_back(
         {"op/" + op.name + "/forward", op.tokens, op.flops, [op](Device device) { return forward_only(op, device); }});
     rows.push_back({"op/" + op.name + "/forward+backward", op.tokens, 3 * op.flops,

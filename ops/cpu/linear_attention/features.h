@@ -18,6 +18,8 @@ using attention::kQueries;
 using attention::QueryTile;
 using attention::Rows;
 
+static_assert(kKeys<float> == LinearAttentionShape::kTile && kKeys<double> == LinearAttentionShape::kTile);
+
 /// Rows of queries and keys are weighed like those of causal attention that sees everything before.
 inline AttentionShape tile_shape(const LinearAttentionShape& s) { return {s.B, s.H, s.T, s.T, s.f, s.T}; }
 
