@@ -13,6 +13,8 @@ using simd::Vec;
 template <class T>
 constexpr int64_t kLanes = Vec<T>::size;
 
+static_assert(FftConvLayout<float>::kLanes == kLanes<float> && FftConvLayout<double>::kLanes == kLanes<double>);
+
 constexpr int64_t kAhead = 8;  // rows that are prefetched: one line of each is no pattern that the hardware sees
 
 // Real sequences of up to 2n rows are convolved by complex transforms of n points ("right-angle convolution",
