@@ -12,6 +12,7 @@
 #include "models/short_conv.h"
 #include "ops/binary.h"
 #include "ops/concat.h"
+#include "ops/conv1d_causal.h"
 #include "ops/unary.h"
 #include "ops/view.h"
 
@@ -82,7 +83,7 @@ class Hyena : public Mixer {
 
   Tensor forward(const Tensor& x, const ForwardContext&, MixerState* state) const override {
     auto* const hyena = static_cast<HyenaState*>(state);
-    const Tensors parts = chunk(short_conv_(in_(x), hyena ? &hyena->short_conv : nullptr), -1, 3);
+    const Tensors parts = filtered(in_(x), hyena ? &hyena->short_conv : nullptr);
     const Tensor v = long_conv(
         mul(parts[2], parts[0]), [&](int64_t taps) { return filter_(taps); }, skip_, max_seq_len_,
         hyena ? &hyena->long_conv : nullptr);
@@ -91,6 +92,16 @@ class Hyena : public Mixer {
   std::unique_ptr<MixerState> start(int64_t) const override { return std::make_unique<HyenaState>(); }
 
  private:
+  /// x1, x2 and v, filtered one by one: so that each is contiguous, as the products want them.
+  Tensors filtered(const Tensor& packed, ConvState* state) const {
+    const Tensor before = state ? state->advance(packed, kShortWidth) : Tensor();
+    const Tensors initial = before.defined() ? chunk(before, -1, 3) : Tensors(3);
+    const Tensors weights = chunk(short_conv_.weight, 0, 3), biases = chunk(short_conv_.bias, 0, 3);
+    Tensors parts = chunk(packed, -1, 3);
+    for (size_t i = 0; i < 3; ++i) parts[i] = conv1d_causal(parts[i], weights[i], biases[i], initial[i]);
+    return parts;
+  }
+
   int64_t max_seq_len_;
   Linear in_;
   ShortConv short_conv_;

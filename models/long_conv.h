@@ -5,10 +5,21 @@
 
 namespace margay {
 
-/// What step mode keeps of a long convolution: the filters with the skip in tap 0, and the inputs they still reach.
-struct LongConvState {
-  Tensor kernel;  // [C, K]
-  Tensor recent;  // [B, at most K - 1, C]
+/// What step mode keeps of a long convolution: its filters, and the inputs that they still reach.
+class LongConvState {
+ public:
+  bool started() const { return kernel_.defined(); }
+  /// Sets the filters, [C, K], the skip included in tap 0.
+  void start(const Tensor& kernel);
+  /// The convolution of x [B, T, C] as what follows the inputs of earlier calls.
+  Tensor advance(const Tensor& x);
+
+ private:
+  void append(const Tensor& x);
+
+  Tensor kernel_, reversed_;  // [C, K]; [K, C] with the last tap first
+  Tensor inputs_;             // [B, capacity, C], of which the first length_ rows are used
+  int64_t length_ = 0;
 };
 
 /// Long causal convolution of x [B, T, C] with a skip D [C] (undefined for none), see fft_conv. `kernel(taps)` makes

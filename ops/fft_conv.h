@@ -10,10 +10,9 @@ enum class ConvMethod : uint8_t { by_shape, direct, fft };
 /// y[b,t,c] = D[c] u[b,t,c] + sum over w < min(K, t + 1) of kernel[c,w] u[b,t-w,c], tap 0 weighs the current token.
 ///
 /// u [B,L,C]; kernel [C,K], K > 0, with any strides (a transposed [K,C] is read as it lies); D [C] or undefined for no
-/// skip. Result [B,L,C], contiguous. Long sequences go through Fourier transforms of at least L + K - 1 points, two
-/// sequences as the real and imaginary part of one: O(B C n log n), and an error of about 1e-7 log n of the largest
-/// element of the sequence, which a later token may change by as much. Short ones and short filters are summed
-/// directly, which is exact in its causality.
+/// skip. Result [B,L,C], contiguous. Long filters go through complex Fourier transforms of n >= (L + K - 1) / 2 points:
+/// O(B C n log n), and an error of about 1e-7 of the largest element of a sequence, by which a later token may also
+/// change what stands before it. Short filters and sequences are summed directly, which is exact in its causality.
 /// Throws OpError for shapes or dtypes that do not fit.
 Tensor fft_conv(const Tensor& u, const Tensor& kernel, const Tensor& D = {}, ConvMethod method = ConvMethod::by_shape);
 
@@ -23,28 +22,32 @@ struct FftConvShape {
   int64_t B, L, C;
   int64_t K;  // taps that meet a token: at most L
   int64_t n;  // points of a transform
-
-  /// Two sequences are transformed at once.
-  int64_t pairs() const { return (B + 1) / 2; }
 };
 
-/// The parts of an FFT convolution's workspace and work for elements T. Channels are taken one vector at a time; pairs
-/// of sequences in chunks, each with memory of its own.
+/// The parts of an FFT convolution's work and workspace for elements T. A piece of work is some sequences and some
+/// vectors of neighbouring channels: as many as keep their filters' spectra in cache, since a row of a sequence is best
+/// used up while it is at hand.
 template <class T>
 struct FftConvLayout {
   static constexpr int64_t kLanes = 64 / static_cast<int64_t>(sizeof(T));
-  static constexpr int64_t kMostPieces = 32;
+  static constexpr int64_t kMostPieces = 16;
+  static constexpr int64_t kGroupElements = int64_t{1} << 17;
   static constexpr int64_t kMostElements = int64_t{1} << 23;
   FftConvShape s;
 
   int64_t vectors() const { return (s.C + kLanes - 1) / kLanes; }
   /// Elements of n complex points for a vector of channels.
   int64_t block() const { return 2 * kLanes * s.n; }
+  int64_t vectors_per_group() const { return std::max<int64_t>(1, kGroupElements / block()); }
+  int64_t groups() const { return (vectors() + vectors_per_group() - 1) / vectors_per_group(); }
+  /// Parts into which the sequences are cut.
   int64_t chunks() const {
-    const int64_t fitting = std::min(kMostPieces, kMostElements / block()) / std::max<int64_t>(1, vectors());
-    return std::clamp<int64_t>(fitting, 1, std::max<int64_t>(1, s.pairs()));
+    const int64_t fitting = std::min(kMostPieces / std::max<int64_t>(1, groups()),
+                                     kMostElements / (std::max<int64_t>(1, vectors()) * block()));
+    return std::clamp<int64_t>(fitting, 1, std::max<int64_t>(1, s.B));
   }
-  int64_t pieces() const { return vectors() * chunks(); }
+  int64_t pieces() const { return groups() * chunks(); }
+  /// Elements of each of two tables: twiddles and weights.
   int64_t table() const { return 2 * s.n; }
 };
 
@@ -57,11 +60,11 @@ struct FftConvFwd {
   int64_t kernel_channel, kernel_tap;
   const T* D;  // null for no skip
   T* y;
-  T* workspace;  // twiddles; the filters' spectra; a block for each piece
+  T* workspace;  // tables; the filters' spectra; a block for each piece
 
   static int64_t workspace_size(const FftConvShape& s) {
     const FftConvLayout<T> layout{s};
-    return layout.table() + (layout.vectors() + layout.pieces()) * layout.block();
+    return 2 * layout.table() + (layout.vectors() + layout.pieces()) * layout.block();
   }
 };
 
@@ -76,11 +79,11 @@ struct FftConvBwd {
   const T* D;
   T *du, *dkernel, *dD;
   int64_t dkernel_channel, dkernel_tap;
-  T* workspace;  // twiddles; the filters' spectra; for each piece two blocks, and one for its sum over pairs
+  T* workspace;  // tables; the filters' spectra; two blocks for each piece; the sums over each chunk of sequences
 
   static int64_t workspace_size(const FftConvShape& s) {
     const FftConvLayout<T> layout{s};
-    return layout.table() + (layout.vectors() + 3 * layout.pieces()) * layout.block();
+    return 2 * layout.table() + (layout.vectors() * (1 + layout.chunks()) + 2 * layout.pieces()) * layout.block();
   }
 };
 

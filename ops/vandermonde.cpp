@@ -131,7 +131,7 @@ Tensor vandermonde(const DiagonalSsm& ssm, int64_t length) {
 Tensor discretize(const DiagonalSsm& ssm) {
   check(discretize_op, ssm);
   const Parameters parameters(ssm);
-  const Tensor modes = empty({4, ssm.C.dim(1), ssm.C.dim(0)}, ssm.C.dtype(), ssm.C.device());
+  Tensor modes = empty({4, ssm.C.dim(1), ssm.C.dim(0)}, ssm.C.dtype(), ssm.C.device());
   discretize_op.launch<kernels::Discretize>(modes, [&]<class T>(kernels::Discretize<T>& a) {
     a = {parameters.of<T>(), modes.data<T>()};
   });

@@ -21,6 +21,11 @@ struct Complex {
   friend Complex operator*(Complex a, simd::Vec<T> s) { return {a.re * s, a.im * s}; }
   friend Complex operator*(Complex a, Complex b) { return {a.re * b.re - a.im * b.im, a.re * b.im + a.im * b.re}; }
 };
+/// a b for finite numbers; the operator of std::complex spends most of its time on infinities.
+inline std::complex<double> product(std::complex<double> a, std::complex<double> b) {
+  return {a.real() * b.real() - a.imag() * b.imag(), a.real() * b.imag() + a.imag() * b.real()};
+}
+
 /// a times the conjugate of b.
 template <class T>
 Complex<T> times_conj(Complex<T> a, Complex<T> b) {
@@ -87,31 +92,47 @@ struct Plan {
   int64_t stride(int pass) const { return length[static_cast<size_t>(pass)] / radix[static_cast<size_t>(pass)]; }
 };
 
-/// Fills the table of a plan, which has less than 2 size elements: for every pass but the leaves, for j < stride, e^(-2
-/// pi i j q / length), q = 1 ... r - 1. Rounded once from f64.
-template <class T>
-void fill_twiddles(const Plan& plan, T* table) {
+/// Calls use(j, e^(2 pi i j / circle)) for j < count. From f64 products of few sines.
+template <class Use>
+void for_turns(int64_t count, int64_t circle, const Use& use) {
   constexpr double two_pi = 6.283185307179586476925286766559;
   constexpr int64_t fine = 64;
+  const auto unit = [&](int64_t j) {
+    return std::polar(1.0, two_pi * static_cast<double>(j) / static_cast<double>(circle));
+  };
+  std::array<std::complex<double>, fine> small;
+  for (int64_t j = 0; j < fine; ++j) small[static_cast<size_t>(j)] = unit(j);
+  for (int64_t begin = 0; begin < count; begin += fine) {
+    const std::complex<double> large = unit(begin);
+    for (int64_t i = 0; i < std::min(fine, count - begin); ++i)
+      use(begin + i, product(large, small[static_cast<size_t>(i)]));
+  }
+}
+
+/// table[2 j], table[2 j + 1] = e^(2 pi i j / circle), j < count.
+template <class T>
+void fill_turns(int64_t count, int64_t circle, T* table) {
+  for_turns(count, circle, [&](int64_t j, std::complex<double> turn) {
+    table[2 * j] = static_cast<T>(turn.real());
+    table[2 * j + 1] = static_cast<T>(turn.imag());
+  });
+}
+
+/// Fills the table of a plan, which has less than 2 size elements: for every pass but the leaves, for j < stride,
+/// e^(-2 pi i j q / length), q = 1 ... r - 1.
+template <class T>
+void fill_twiddles(const Plan& plan, T* table) {
   for (int pass = 0; pass + 1 < plan.passes; ++pass) {
     const auto p = static_cast<size_t>(pass);
-    const auto unit = [&](int64_t j) {
-      return std::polar(1.0, -two_pi * static_cast<double>(j) / static_cast<double>(plan.length[p]));
-    };
-    std::array<std::complex<double>, fine> small;
-    for (int64_t j = 0; j < fine; ++j) small[static_cast<size_t>(j)] = unit(j);
     T* out = table + plan.twiddles[p];
-    for (int64_t j = 0; j < plan.stride(pass); j += fine) {
-      const std::complex<double> large = unit(j);
-      for (int64_t i = 0; i < std::min(fine, plan.stride(pass) - j); ++i) {
-        const std::complex<double> factor = large * small[static_cast<size_t>(i)];
-        std::complex<double> power = factor;
-        for (int q = 1; q < plan.radix[p]; ++q, power *= factor) {
-          *out++ = static_cast<T>(power.real());
-          *out++ = static_cast<T>(power.imag());
-        }
+    for_turns(plan.stride(pass), plan.length[p], [&](int64_t, std::complex<double> turn) {
+      const std::complex<double> factor = std::conj(turn);
+      std::complex<double> power = factor;
+      for (int q = 1; q < plan.radix[p]; ++q, power = product(power, factor)) {
+        *out++ = static_cast<T>(power.real());
+        *out++ = static_cast<T>(power.imag());
       }
-    }
+    });
   }
 }
 

@@ -13,47 +13,56 @@ using simd::Vec;
 template <class T>
 constexpr int64_t kLanes = Vec<T>::size;
 
-constexpr int64_t kAhead = 8;  // rows that are prefetched
+static_assert(FftConvLayout<float>::kLanes == kLanes<float> && FftConvLayout<double>::kLanes == kLanes<double>);
 
-/// The same vector of channels of two sequences, as the real and imaginary part of one; zeros behind the last row and
-/// for a second sequence that is not there.
+constexpr int64_t kAhead = 8;  // rows that are prefetched: one line of each is no pattern that the hardware sees
+
+// Real sequences of up to 2n rows are convolved by complex transforms of n points ("right-angle convolution",
+// Crandall & Fagin 1994, Mathematics of Computation 62, section 5). Read as polynomials, let them take values at the n
+// points z with z^n = i: that is a transform of (x[j] + i x[j+n]) e^(i pi j / 2n). Products of values belong to
+// products of polynomials with z^2n = -1, so a convolution of less than 2n rows comes out whole, and since the points
+// have size 1, x(1/z) = conj(x(z)): correlations are products with conjugates, whose rows -1, -2 ... come out behind
+// the others.
+
+/// One vector of channels of a sequence as points of a transform; zeros behind its last row.
 template <class T>
-struct Pair {
-  const T *first, *second;
-  int64_t stride, rows, lanes;
+struct Sequence {
+  const T *data, *weights;
+  int64_t stride, rows, lanes, n;
 
-  Complex<T> operator()(int64_t t) const {
-    if (t >= rows) return {T(0), T(0)};
-    const int64_t at = t * stride;
-    __builtin_prefetch(first + at + kAhead * stride);  // one line of each row: no pattern that the hardware would see
-    if (second == nullptr) return {Vec<T>::load(first + at, lanes), T(0)};
-    __builtin_prefetch(second + at + kAhead * stride);
-    return {Vec<T>::load(first + at, lanes), Vec<T>::load(second + at, lanes)};
+  Complex<T> operator()(int64_t j) const {
+    if (j >= rows) return {T(0), T(0)};
+    const T* const row = data + j * stride;
+    const Complex<T> weight{weights[2 * j], weights[2 * j + 1]};
+    __builtin_prefetch(row + kAhead * stride);
+    const Vec<T> low = Vec<T>::load(row, lanes);
+    if (j + n >= rows) return weight * low;
+    return Complex<T>{low, Vec<T>::load(row + n * stride, lanes)} * weight;
   }
 };
 
 /// The way back: rows beyond the last one are dropped.
 template <class T>
-struct PairOut {
-  T *first, *second;
-  int64_t stride, rows, lanes;
+struct SequenceOut {
+  T* data;
+  const T* weights;
+  int64_t stride, rows, lanes, n;
 
-  void operator()(int64_t t, Complex<T> value) const {
-    if (t >= rows) return;
-    const int64_t at = t * stride;
-    __builtin_prefetch(first + at + kAhead * stride, 1);
-    value.re.store(first + at, lanes);
-    if (second == nullptr) return;
-    __builtin_prefetch(second + at + kAhead * stride, 1);
-    value.im.store(second + at, lanes);
+  void operator()(int64_t j, Complex<T> value) const {
+    if (j >= rows) return;
+    T* const row = data + j * stride;
+    value = times_conj(value, Complex<T>{weights[2 * j], weights[2 * j + 1]});
+    __builtin_prefetch(row + kAhead * stride, 1);
+    value.re.store(row, lanes);
+    if (j + n < rows) value.im.store(row + n * stride, lanes);
   }
 };
 
-/// A part of the workspace.
+/// A plan with its tables: twiddles, and the weights e^(i pi j / 2n).
 template <class T>
 struct Transform {
   Plan plan;
-  const T* table;
+  const T *table, *weights;
 
   void forward(int pass, Points<T> x, int64_t at) const {
     fft::forward_pass<4>(
@@ -96,7 +105,8 @@ void store_leaf(const std::array<Complex<T>, R>& leaf, Points<T> x, int64_t at) 
 }
 constexpr auto kNothing = [](int, int64_t) {};
 
-/// The spectrum of one vector of filters with the skip in tap 0, divided by n for the way back.
+/// The spectrum of one vector of filters with the skip in tap 0, divided by n for the way back. They have at most n
+/// taps, because they have at most as many as the sequences have rows.
 template <class T>
 void make_spectrum(const Transform<T>& transform, const auto& a, int64_t channel, Points<T> out) {
   const int64_t lanes = std::min(kLanes<T>, a.shape.C - channel);
@@ -110,7 +120,7 @@ void make_spectrum(const Transform<T>& transform, const auto& a, int64_t channel
       for (int lane = 0; lane < lanes; ++lane) value.v[lane] = kernel[lane * a.kernel_channel + w * a.kernel_tap];
     }
     if (w == 0 && a.D) value += Vec<T>::load(a.D + channel, lanes);
-    return {value, T(0)};
+    return Complex<T>{transform.weights[2 * w], transform.weights[2 * w + 1]} * value;
   };
   first_pass(transform.plan, transform.table, tap, out);
   const Vec<T> scale = T(1) / static_cast<T>(a.shape.n);
@@ -129,42 +139,55 @@ void make_spectrum(const Transform<T>& transform, const auto& a, int64_t channel
 template <class T>
 struct Parts {
   FftConvLayout<T> layout;
-  T *table, *spectra, *pieces;
+  T *table, *weights, *spectra, *pieces;
 
   Parts(const FftConvShape& shape, T* workspace)
       : layout{shape},
         table(workspace),
-        spectra(table + layout.table()),
+        weights(table + layout.table()),
+        spectra(weights + layout.table()),
         pieces(spectra + layout.vectors() * layout.block()) {}
   Points<T> spectrum(int64_t vector) const { return {spectra + vector * layout.block()}; }
-  /// Block `i` of every piece.
-  Points<T> block(int64_t i, int64_t piece) const { return {pieces + (i * layout.pieces() + piece) * layout.block()}; }
-  /// Calls body(piece, first channel, lanes, begin, end) for every piece: pairs begin ... end - 1 of some channels.
+  /// Block `i` of a piece.
+  Points<T> scratch(int64_t i, int64_t piece) const {
+    return {pieces + (i * layout.pieces() + piece) * layout.block()};
+  }
+  /// The sum over a chunk of sequences.
+  Points<T> sum(int64_t vector, int64_t chunk) const {
+    return {pieces + (2 * layout.pieces() + vector * layout.chunks() + chunk) * layout.block()};
+  }
+  /// Calls body(piece, chunk, begin, end) for every piece: some sequences and the vectors begin ... end - 1.
   template <class Body>
   void for_pieces(Cpu cpu, const Body& body) const {
     parallel_for(cpu, layout.pieces(), [&](int64_t piece) {
-      const int64_t channel = piece / layout.chunks() * kLanes<T>, chunk = piece % layout.chunks();
-      const int64_t pairs = layout.s.pairs(), chunks = layout.chunks();
-      body(piece, channel, std::min(kLanes<T>, layout.s.C - channel), chunk * pairs / chunks,
-           (chunk + 1) * pairs / chunks);
+      const int64_t begin = piece / layout.chunks() * layout.vectors_per_group();
+      body(piece, piece % layout.chunks(), begin, std::min(layout.vectors(), begin + layout.vectors_per_group()));
     });
+  }
+  /// Calls body(b, vector) for the sequences of a chunk and some vectors.
+  template <class Body>
+  void for_sequences(int64_t chunk, int64_t begin, int64_t end, const Body& body) const {
+    const int64_t B = layout.s.B, chunks = layout.chunks();
+    for (int64_t b = chunk * B / chunks; b < (chunk + 1) * B / chunks; ++b)
+      for (int64_t vector = begin; vector < end; ++vector) body(b, vector);
+  }
+  /// A vector of channels of sequence b.
+  Sequence<T> rows(const T* data, int64_t batch, int64_t row, int64_t b, int64_t vector) const {
+    const FftConvShape& s = layout.s;
+    const int64_t channel = vector * kLanes<T>;
+    return {data + b * batch + channel, weights, row, s.L, std::min(kLanes<T>, s.C - channel), s.n};
+  }
+  SequenceOut<T> rows_out(T* data, int64_t b, int64_t vector) const {
+    const FftConvShape& s = layout.s;
+    const int64_t channel = vector * kLanes<T>;
+    return {data + b * s.L * s.C + channel, weights, s.C, s.L, std::min(kLanes<T>, s.C - channel), s.n};
   }
 };
 
+/// One sequence through the filters.
 template <class T>
-Pair<T> pair_of(const FftConvShape& s, const T* data, int64_t batch, int64_t row, int64_t pair, int64_t lanes) {
-  const T* const first = data + 2 * pair * batch;
-  return {first, 2 * pair + 1 < s.B ? first + batch : nullptr, row, s.L, lanes};
-}
-template <class T>
-PairOut<T> pair_out(const FftConvShape& s, T* data, int64_t pair, int64_t lanes) {
-  T* const first = data + 2 * pair * s.L * s.C;
-  return {first, 2 * pair + 1 < s.B ? first + s.L * s.C : nullptr, s.C, s.L, lanes};
-}
-
-/// One pair of sequences through the filters: a filter is real, so it acts on real and imaginary part by itself.
-template <class T>
-void filter(const Transform<T>& transform, Points<T> x, Points<T> spectrum, const Pair<T>& in, const PairOut<T>& out) {
+void filter(const Transform<T>& transform, Points<T> x, Points<T> spectrum, const Sequence<T>& in,
+            const SequenceOut<T>& out) {
   fft::first_pass(transform.plan, transform.table, in, x);
   transform.descend([&](int pass, int64_t at) { transform.forward(pass, x, at); },
                     [&](int pass, int64_t at) { transform.backward(pass, x, at); },
@@ -188,15 +211,12 @@ struct Gradients {
   bool want_kernel, want_u;
 };
 
-// With u = u1 + i u2 and g = dy1 + i dy2, and capitals for spectra:
-// - y = k * u, so du = k correlated with g, whose spectrum is conj(K) G: real and imaginary part each for itself.
-// - dk[w] = sum over t of dy1[t] u1[t-w] + dy2[t] u2[t-w]. The sequence with spectrum G conj(U) is g correlated with
-//   conj(u), and its real part is just that sum. So the sum over all pairs is gathered as a spectrum, and goes back
-//   once.
+// y = k * u, so du is dy correlated with k, and dk is dy correlated with u, summed over the sequences: with capitals
+// for spectra, dU = G conj(K) and dK = sum of G conj(U). The sum is gathered as a spectrum, and goes back once.
 template <class T>
-void pull_back(const Transform<T>& transform, const Gradients<T>& x, const Pair<T>& u, const Pair<T>& g,
-               const PairOut<T>& du) {
-  const auto& [plan, table] = transform;
+void pull_back(const Transform<T>& transform, const Gradients<T>& x, const Sequence<T>& u, const Sequence<T>& g,
+               const SequenceOut<T>& du) {
+  const auto& [plan, table, weights] = transform;
   if (x.want_kernel) fft::first_pass(plan, table, u, x.u);
   fft::first_pass(plan, table, g, x.g);
   const auto forward = [&](int pass, int64_t at) {
@@ -234,9 +254,9 @@ template <class T>
 void finish_kernel(const Transform<T>& transform, const Parts<T>& parts, const FftConvBwd<T>& a, int64_t vector) {
   const int64_t chunks = parts.layout.chunks(), channel = vector * kLanes<T>;
   const int64_t lanes = std::min(kLanes<T>, a.shape.C - channel);
-  const Points<T> sum = parts.block(2, vector * chunks);
+  const Points<T> sum = parts.sum(vector, 0);
   for (int64_t chunk = 1; chunk < chunks; ++chunk)
-    for (int64_t i = 0; i < a.shape.n; ++i) sum.store(i, sum.load(i) + parts.block(2, vector * chunks + chunk).load(i));
+    for (int64_t i = 0; i < a.shape.n; ++i) sum.store(i, sum.load(i) + parts.sum(vector, chunk).load(i));
   transform.descend(
       kNothing, [&](int pass, int64_t at) { transform.backward(pass, sum, at); },
       [&](int64_t begin, int64_t end) {
@@ -249,7 +269,8 @@ void finish_kernel(const Transform<T>& transform, const Parts<T>& parts, const F
   const Vec<T> scale = T(1) / static_cast<T>(a.shape.n);
   fft::final_pass(transform.plan, transform.table, sum, [&](int64_t w, Complex<T> value) {
     if (w >= a.shape.K) return;
-    const Vec<T> gradient = value.re * scale;
+    const Complex<T> weight{transform.weights[2 * w], transform.weights[2 * w + 1]};
+    const Vec<T> gradient = times_conj(value, weight).re * scale;
     if (w == 0 && a.dD) gradient.store(a.dD + channel, lanes);
     if (!a.dkernel) return;
     T* const out = a.dkernel + channel * a.dkernel_channel + w * a.dkernel_tap;
@@ -263,8 +284,9 @@ void finish_kernel(const Transform<T>& transform, const Parts<T>& parts, const F
 
 template <class T>
 Transform<T> prepare(Cpu cpu, const Parts<T>& parts, const auto& a) {
-  const Transform<T> transform{Plan(a.shape.n), parts.table};
-  fill_twiddles(transform.plan, parts.table);
+  const Transform<T> transform{Plan(a.shape.n), parts.table, parts.weights};
+  fft::fill_twiddles(transform.plan, parts.table);
+  fft::fill_turns(a.shape.n, 4 * a.shape.n, parts.weights);
   parallel_for(cpu, parts.layout.vectors(),
                [&](int64_t vector) { make_spectrum(transform, a, vector * kLanes<T>, parts.spectrum(vector)); });
   return transform;
@@ -272,35 +294,40 @@ Transform<T> prepare(Cpu cpu, const Parts<T>& parts, const auto& a) {
 
 }  // namespace
 
-int64_t fft_conv_size(int64_t L, int64_t K) { return fft::good_size(L + K - 1); }
+int64_t fft_conv_size(int64_t L, int64_t K) { return fft::good_size((L + K) / 2); }
 
 template <class T>
 void run(Cpu cpu, const FftConvFwd<T>& a) {
   const Parts<T> parts(a.shape, a.workspace);
   const Transform<T> transform = prepare(cpu, parts, a);
-  parts.for_pieces(cpu, [&](int64_t piece, int64_t channel, int64_t lanes, int64_t begin, int64_t end) {
-    for (int64_t pair = begin; pair < end; ++pair)
-      filter(transform, parts.block(0, piece), parts.spectrum(channel / kLanes<T>),
-             pair_of(a.shape, a.u + channel, a.u_batch, a.u_row, pair, lanes),
-             pair_out(a.shape, a.y + channel, pair, lanes));
+  parts.for_pieces(cpu, [&](int64_t piece, int64_t chunk, int64_t begin, int64_t end) {
+    parts.for_sequences(chunk, begin, end, [&](int64_t b, int64_t vector) {
+      filter(transform, parts.scratch(0, piece), parts.spectrum(vector), parts.rows(a.u, a.u_batch, a.u_row, b, vector),
+             parts.rows_out(a.y, b, vector));
+    });
   });
 }
 
 template <class T>
 void run(Cpu cpu, const FftConvBwd<T>& a) {
-  const FftConvShape& s = a.shape;
-  const Parts<T> parts(s, a.workspace);
+  const Parts<T> parts(a.shape, a.workspace);
   const Transform<T> transform = prepare(cpu, parts, a);
   const bool want_kernel = a.dkernel || a.dD;
-  parts.for_pieces(cpu, [&](int64_t piece, int64_t channel, int64_t lanes, int64_t begin, int64_t end) {
-    const Gradients<T> blocks{parts.block(0, piece), parts.block(1, piece),
-                              parts.block(2, piece), parts.spectrum(channel / kLanes<T>),
-                              want_kernel,           a.du != nullptr};
-    if (want_kernel) std::fill_n(blocks.product.data, parts.layout.block(), T(0));
-    for (int64_t pair = begin; pair < end; ++pair)
-      pull_back(transform, blocks, pair_of(s, a.u + channel, a.u_batch, a.u_row, pair, lanes),
-                pair_of(s, a.dy + channel, a.dy_batch, a.dy_row, pair, lanes),
-                a.du ? pair_out(s, a.du + channel, pair, lanes) : PairOut<T>{});
+  parts.for_pieces(cpu, [&](int64_t piece, int64_t chunk, int64_t begin, int64_t end) {
+    if (want_kernel)
+      for (int64_t vector = begin; vector < end; ++vector)
+        std::fill_n(parts.sum(vector, chunk).data, parts.layout.block(), T(0));
+    parts.for_sequences(chunk, begin, end, [&](int64_t b, int64_t vector) {
+      const Gradients<T> blocks{parts.scratch(0, piece),
+                                parts.scratch(1, piece),
+                                parts.sum(vector, chunk),
+                                parts.spectrum(vector),
+                                want_kernel,
+                                a.du != nullptr};
+      pull_back(transform, blocks, parts.rows(a.u, a.u_batch, a.u_row, b, vector),
+                parts.rows(a.dy, a.dy_batch, a.dy_row, b, vector),
+                a.du ? parts.rows_out(a.du, b, vector) : SequenceOut<T>{});
+    });
   });
   if (want_kernel)
     parallel_for(cpu, parts.layout.vectors(), [&](int64_t vector) { finish_kernel(transform, parts, a, vector); });

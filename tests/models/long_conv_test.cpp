@@ -74,6 +74,25 @@ TEST_CASE("long mixers: token by token gives what the whole sequence gives") {
   });
 }
 
+TEST_CASE("long mixers: inputs that no filter reaches any more are forgotten rightly") {
+  const NoGrad no_grad;
+  for (const char* mixer : {"base_conv", "hyena", "h3"}) {
+    CAPTURE(mixer);
+    ModelConfig config = config_of(mixer);
+    config.max_seq_len = 20;
+    config.h3.d_state = 10;
+    const LanguageModel model(config, 11, DType::f64);
+    spread(model);
+    const Tensor ids = from_values(some_ids(8), {1, kLength});
+    const Tensor expected = model.logits(ids);
+    ModelState state = model.start(1);
+    for (int64_t t = 0; t < kLength; ++t) {
+      const Tensor logits = model.step(slice(ids, 1, t, t + 1), state);
+      CHECK(difference_relative_to_max(logits, select(expected, 1, t), 1e-11) == "");
+    }
+  }
+}
+
 TEST_CASE("long mixers: a changed token changes nothing before it beyond rounding") {
   for_every_mixer([](const ModelConfig& config) {
     const LanguageModel model(config, 11);

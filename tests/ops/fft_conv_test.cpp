@@ -111,6 +111,16 @@ TEST_CASE("long convolution equals its definition, and so do its gradients") {
   check_against_reference({75, 12, 3, 12});  // more pairs than chunks
 }
 
+TEST_CASE("long convolution: several groups of channels equal the direct sum") {
+  const Case c{2, 1100, 90, 1100};
+  const Tensors expected = run(inputs_of(c, DType::f64), ConvMethod::direct);
+  for (const DType dtype : {DType::f64, DType::f32}) {
+    const Tensors got = run(inputs_of(c, dtype), ConvMethod::fft);
+    for (size_t i = 0; i < got.size(); ++i)
+      CHECK(difference_relative_to_max(got[i], expected[i], dtype == DType::f64 ? 1e-14 : 1e-6) == "");
+  }
+}
+
 TEST_CASE("long convolution: a later token changes little more than nothing before it") {
   const Case c{3, 700, 20, 700};
   const Tensor before = run(inputs_of(c, DType::f32))[0];
@@ -155,7 +165,7 @@ TEST_CASE("long convolution: only the gradients that are wanted") {
 
 TEST_CASE("long convolution: the number of threads does not change a bit") {
   const int before = num_threads();
-  for (const Case& c : {Case{9, 200, 40, 200}, Case{70, 90, 5, 90}}) {
+  for (const Case& c : {Case{9, 200, 40, 200}, Case{70, 90, 5, 90}, Case{2, 1100, 90, 1100}}) {
     set_num_threads(1);
     const Tensors expected = run(inputs_of(c, DType::f32));
     for (const int threads : {2, 3}) {

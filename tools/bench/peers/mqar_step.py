@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """PyTorch's side of the training-step rows: one process times one model in one form and prints a JSON object.
 
-The models are those of Margay's rows train/attention-L* and train/cat-L*: V=8192, d=64, tied head, no MLP; two layers
-of attention with learned positions, or one layer of CAT with a depthwise filter of width 4 on q, k and v. A step is
-forward, loss, backward and AdamW on a batch of multi-query associative recall in float32. The batches are made
+The models are those of Margay's rows train/MODEL-L*: V=8192, d=64, tied head, no MLP; two layers
+of attention with learned positions, one layer of CAT with a depthwise filter of width 4 on q, k and v, or two layers of
+Hyena or S4D. A step is forward, loss, backward and AdamW on a batch of multi-query associative recall in float32. The batches are made
 beforehand, outside of the time, and the positions of the labels with them: both favour this side.
 
 Forms: "full" computes logits at every position, the usual code; "gather" only at labelled ones.
@@ -21,6 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import long_conv_peers  # noqa: E402
+
+MODELS = ["attention", "cat", *long_conv_peers.MIXERS]
 VOCAB, WIDTH, FILTER_WIDTH = 8192, 64, 4
 PAIRS = {64: 4, 128: 8, 256: 16, 512: 64}
 DIFFERENT_BATCHES = 8
@@ -45,11 +49,17 @@ class SelfAttention(nn.Module):
         return self.out_proj(F.scaled_dot_product_attention(q, k, v, is_causal=True).squeeze(1))
 
 
+def make_mixer(kind, d, length):
+    if kind in long_conv_peers.MIXERS:
+        return long_conv_peers.MIXERS[kind](d, length)
+    return SelfAttention(d, FILTER_WIDTH if kind == "cat" else 0)
+
+
 class Block(nn.Module):
-    def __init__(self, d, filter_width):
+    def __init__(self, kind, d, length):
         super().__init__()
         self.norm = nn.LayerNorm(d)
-        self.mixer = SelfAttention(d, filter_width)
+        self.mixer = make_mixer(kind, d, length)
 
     def forward(self, r):
         return r + self.mixer(self.norm(r))
@@ -60,8 +70,7 @@ class Model(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(vocab, d)
         self.positions = nn.Parameter(torch.empty(length, d)) if kind == "attention" else None
-        layers, filter_width = (2, 0) if kind == "attention" else (1, FILTER_WIDTH)
-        self.blocks = nn.Sequential(*(Block(d, filter_width) for _ in range(layers)))
+        self.blocks = nn.Sequential(*(Block(kind, d, length) for _ in range(1 if kind == "cat" else 2)))
         self.final_norm = nn.LayerNorm(d)
         for parameter in (self.embed.weight, self.positions, *(m.weight for m in self.modules()
                                                                if isinstance(m, nn.Linear))):
@@ -141,13 +150,13 @@ def measure(options):
 
 
 def self_test():
-    """The loss of both models, in both forms, equals that of reference.py."""
-    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    """The loss of all models, in both forms, equals that of reference.py."""
     import reference
-    for kind in ("attention", "cat"):
+    for kind in MODELS:
         length, vocab, d = 24, 50, 16
         torch.manual_seed(3)
-        model = Model(kind, length, vocab, d).double()
+        torch.set_default_dtype(torch.float64)
+        model = Model(kind, length, vocab, d)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.3)
@@ -160,6 +169,11 @@ def self_test():
             prefix = f"blocks.{n}"
             for part in ("weight", "bias"):
                 weights[f"{prefix}.norm1.{part}"] = getattr(block.norm, part)
+            if kind in long_conv_peers.MIXERS:
+                parameters = long_conv_peers.checkpoint(block.mixer)
+                weights |= {f"{prefix}.mixer.{name}": value for name, value in parameters.items()}
+                continue
+            for part in ("weight", "bias"):
                 weights[f"{prefix}.mixer.out_proj.{part}"] = getattr(block.mixer.out_proj, part)
                 for letter, third in zip("qkv", getattr(block.mixer.qkv, part).chunk(3)):
                     weights[f"{prefix}.mixer.{letter}_proj.{part}"] = third
@@ -171,12 +185,12 @@ def self_test():
         wanted = reference.loss_of(reference.forward(config, weights, ids), labels)
         for got in (model(ids, labels), model(ids, labels, rows)):
             torch.testing.assert_close(got, wanted, rtol=1e-10, atol=0)
-    print("both models agree with reference.py")
+    print("all models agree with reference.py")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=["attention", "cat"], default="cat")
+    parser.add_argument("--model", choices=MODELS, default="cat")
     parser.add_argument("--length", type=int, choices=sorted(PAIRS), default=64)
     parser.add_argument("--form", choices=["full", "gather"], default="full")
     parser.add_argument("--compile", action="store_true", help="torch.compile the model")
