@@ -97,7 +97,7 @@ class BlockScan {
       __builtin_prefetch(in_.delta.at(k.batch, k.token + t + kAhead) + k.channel);
       const Vec u = Vec::load(in_.u.at(k.batch, k.token + t) + k.channel, k.lanes);
       Vec step = Vec::load(in_.delta.at(k.batch, k.token + t) + k.channel, k.lanes) + bias;
-      if (in_.delta_softplus) step = functors::Softplus::value(step);
+      if (in_.delta_softplus) step = softplus(step);
       step.store(step_sizes_ + t * kLanes<T>);
       (step * u).store(inputs_ + t * kLanes<T>);
       (skip * u).store(outputs_ + t * kLanes<T>);
@@ -222,7 +222,7 @@ class ForwardPiece : BlockScan<T> {
 //   dC_t = sum over e of dy_t h_t,   dB_t = sum over e of dt_t u_t g_t,
 //   du_t = dt_t s1 + D dy_t with s1 = sum over n of B_t g_t,
 //   ddt_t = u_t s1 + sum over n of A p_t,   dA = sum over t of dt_t p_t,   with p_t = g_t e^(dt_t A) h_{t-1};
-// dt = softplus(x) gives dx = (1 - e^-dt) ddt. The gate y = v silu(z) gives dy = dout silu(z), dz = dout v silu'(z).
+// dt = softplus(x) gives dx = e^(x - dt) ddt. The gate y = v silu(z) gives dy = dout silu(z), dz = dout v silu'(z).
 template <class T>
 class BackwardPiece : BlockScan<T> {
  public:
@@ -350,6 +350,7 @@ class BackwardPiece : BlockScan<T> {
   // du, ddelta and the sum of its bias.
   void write(const Block& k) const {
     const Vec skip = in_.D ? Vec::load(in_.D + k.channel, k.lanes) : Vec(T(0));
+    const Vec bias = in_.delta_bias ? Vec::load(in_.delta_bias + k.channel, k.lanes) : Vec(T(0));
     T* const sum = sums_ + (s_.states + 1) * stride_ + k.offset;
     Vec dbias = Vec::load(sum);
     for (int64_t t = 0; t < k.tokens; ++t) {
@@ -360,7 +361,10 @@ class BackwardPiece : BlockScan<T> {
       const Vec u = Vec::load(in_.u.at(k.batch, k.token + t) + k.channel, k.lanes);
       (step * from_input + skip * Vec::load(outputs_ + t * kLanes<T>)).store(a_.du + row, k.lanes);
       Vec ddelta = u * from_input + Vec::load(from_decays_ + t * kLanes<T>) * static_cast<T>(kLn2);
-      if (in_.delta_softplus) ddelta *= functors::Softplus::derivative(step, step);
+      if (in_.delta_softplus) {
+        const Vec raw = Vec::load(in_.delta.at(k.batch, k.token + t) + k.channel, k.lanes) + bias;
+        ddelta *= exp(raw - step);
+      }
       ddelta.store(a_.ddelta + row, k.lanes);
       dbias += ddelta;
     }
