@@ -8,6 +8,7 @@
 #include "ops/linear.h"
 #include "ops/selective_scan.h"
 #include "ops/unary.h"
+#include "ops/view.h"
 
 namespace margay {
 namespace {
@@ -36,9 +37,11 @@ class Mamba : public Mixer {
 
   Tensor forward(const Tensor& input, const ForwardContext&, MixerState* state) const override {
     auto* const mamba = static_cast<MambaState*>(state);
-    const Tensors xz = chunk(in_(input), -1, 2);
-    const Tensor before = mamba ? mamba->conv.advance(xz[0], conv_weight_.dim(-1)) : Tensor();
-    const Tensor x = silu(conv1d_causal(xz[0], conv_weight_, conv_bias_, before));
+    // Apart, so that backwards the gradients of x and z need not be copied side by side.
+    const Tensor projected = linear(input, slice(in_.weight, 0, 0, width_));
+    const Tensor z = linear(input, slice(in_.weight, 0, width_, 2 * width_));
+    const Tensor before = mamba ? mamba->conv.advance(projected, conv_weight_.dim(-1)) : Tensor();
+    const Tensor x = silu(conv1d_causal(projected, conv_weight_, conv_bias_, before));
     const Tensors selected = split(x_(x), -1, {rank_, states_, states_});
     const Tensors y = selective_scan({.u = x,
                                       .delta = linear(selected[0], dt_weight_),
@@ -46,7 +49,7 @@ class Mamba : public Mixer {
                                       .B = selected[1],
                                       .C = selected[2],
                                       .D = D_,
-                                      .z = xz[1],
+                                      .z = z,
                                       .delta_bias = dt_bias_,
                                       .delta_softplus = true,
                                       .initial = mamba ? mamba->scan : Tensor()});

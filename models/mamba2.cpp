@@ -8,9 +8,11 @@
 #include "ops/binary.h"
 #include "ops/concat.h"
 #include "ops/conv1d_causal.h"
+#include "ops/linear.h"
 #include "ops/rms_norm_gated.h"
 #include "ops/ssd.h"
 #include "ops/unary.h"
+#include "ops/view.h"
 
 namespace margay {
 namespace {
@@ -47,12 +49,15 @@ class Mamba2 : public Mixer {
 
   Tensor forward(const Tensor& input, const ForwardContext&, MixerState* state) const override {
     auto* const mamba = static_cast<Mamba2State*>(state);
-    const Tensors projected = split(in_(input), -1, {width_, channels(), heads_});
-    const Tensor before = mamba ? mamba->conv.advance(projected[1], conv_weight_.dim(-1)) : Tensor();
-    const Tensor filtered = silu(conv1d_causal(projected[1], conv_weight_, conv_bias_, before));
+    // Apart, so that backwards their gradients need not be copied side by side.
+    const auto rows = [&](int64_t begin, int64_t end) { return linear(input, slice(in_.weight, 0, begin, end)); };
+    const int64_t last = width_ + channels();
+    const Tensor z = rows(0, width_), projected = rows(width_, last), step = rows(last, last + heads_);
+    const Tensor before = mamba ? mamba->conv.advance(projected, conv_weight_.dim(-1)) : Tensor();
+    const Tensor filtered = silu(conv1d_causal(projected, conv_weight_, conv_bias_, before));
     const Tensors xBC = split(filtered, -1, {width_, states_, states_});
     const Tensors y = ssd({.x = xBC[0],
-                           .step = softplus(add(projected[2], dt_bias_)),
+                           .step = softplus(add(step, dt_bias_)),
                            .A = neg(exp(A_log_)),
                            .B = xBC[1],
                            .C = xBC[2],
@@ -60,7 +65,7 @@ class Mamba2 : public Mixer {
                            .initial = mamba ? mamba->scan : Tensor(),
                            .chunk = chunk_});
     if (mamba) mamba->scan = y[1];
-    return out_(rms_norm_gated(y[0], projected[0], norm_weight_));
+    return out_(rms_norm_gated(y[0], z, norm_weight_));
   }
   std::unique_ptr<MixerState> start(int64_t) const override { return std::make_unique<Mamba2State>(); }
 

@@ -73,10 +73,6 @@ kernels::ScanShape check(const SelectiveScan& in) {
   return {batch, length, E, N};
 }
 
-// x itself where its last axis is contiguous in memory.
-Tensor with_contiguous_rows(const Tensor& x) {
-  return !x.defined() || x.dim(-1) <= 1 || x.strides()[x.ndim() - 1] == 1 ? x : x.contiguous();
-}
 Tensor contiguous_if_defined(const Tensor& x) { return x.defined() ? x.contiguous() : x; }
 
 // The arguments as the kernels read them.
@@ -87,17 +83,14 @@ struct Call {
 
   template <class T>
   kernels::ScanInputs<T> inputs() const {
-    const auto rows = [](const Tensor& x) -> kernels::ScanRows<const T> {
-      if (!x.defined()) return {};
-      return {x.strided<T>().data, x.strides()[0], x.strides()[1]};
-    };
+    using kernels::token_rows;
     const auto pointer = [](const Tensor& x) -> const T* { return x.defined() ? x.data<T>() : nullptr; };
     return {.shape = shape,
-            .u = rows(u),
-            .delta = rows(delta),
-            .B = rows(B),
-            .C = rows(C),
-            .z = rows(z),
+            .u = token_rows<T>(u),
+            .delta = token_rows<T>(delta),
+            .B = token_rows<T>(B),
+            .C = token_rows<T>(C),
+            .z = token_rows<T>(z),
             .A = pointer(A),
             .D = pointer(D),
             .delta_bias = pointer(delta_bias),

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "engine/op.h"
+#include "ops/token_rows.h"
 
 namespace margay {
 
@@ -54,19 +55,11 @@ struct ScanShape {
   int64_t checkpoints_size() const { return batch * chunks() * states * channels; }
 };
 
-/// Rows of a [B,L,..] tensor whose last axis is contiguous; distances in elements.
-template <class T>
-struct ScanRows {
-  T* data;
-  int64_t batch_stride, row_stride;
-  T* at(int64_t batch, int64_t token) const { return data + batch * batch_stride + token * row_stride; }
-};
-
 /// The arguments of SelectiveScan; null where undefined.
 template <class T>
 struct ScanInputs {
   ScanShape shape;
-  ScanRows<const T> u, delta, B, C, z;
+  TokenRows<const T> u, delta, B, C, z;
   const T *A, *D, *delta_bias, *initial;
   bool delta_softplus;
 };

@@ -70,11 +70,6 @@ kernels::SsdShape check(const Ssd& in) {
           head_dim, states, std::min({in.chunk, kernels::SsdShape::kMostTokens, std::max<int64_t>(1, length)})};
 }
 
-// x itself where its last axis is contiguous in memory.
-Tensor with_contiguous_rows(const Tensor& x) {
-  return x.dim(-1) <= 1 || x.strides()[x.ndim() - 1] == 1 ? x : x.contiguous();
-}
-
 // The arguments as the kernels read them.
 struct Call {
   kernels::SsdShape shape;
@@ -82,14 +77,12 @@ struct Call {
 
   template <class T>
   kernels::SsdInputs<T> inputs() const {
-    const auto rows = [](const Tensor& t) {
-      return kernels::SsdRows<const T>{t.strided<T>().data, t.strides()[0], t.strides()[1]};
-    };
+    using kernels::token_rows;
     return {.shape = shape,
-            .x = rows(x),
-            .step = rows(step),
-            .B = rows(B),
-            .C = rows(C),
+            .x = token_rows<T>(x),
+            .step = token_rows<T>(step),
+            .B = token_rows<T>(B),
+            .C = token_rows<T>(C),
             .A = A->data<T>(),
             .D = D->data<T>(),
             .initial = initial->defined() ? initial->data<T>() : nullptr};

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "engine/op.h"
+#include "ops/token_rows.h"
 
 namespace margay {
 
@@ -50,18 +51,10 @@ struct SsdShape {
   int64_t stride() const { return (chunk + 15) / 16 * 16; }
 };
 
-/// Rows of a [B,L,..] tensor whose last axis is contiguous; distances in elements.
-template <class T>
-struct SsdRows {
-  T* data;
-  int64_t batch_stride, row_stride;
-  T* at(int64_t batch, int64_t token) const { return data + batch * batch_stride + token * row_stride; }
-};
-
 template <class T>
 struct SsdInputs {
   SsdShape shape;
-  SsdRows<const T> x, step, B, C;
+  TokenRows<const T> x, step, B, C;
   const T *A, *D, *initial;  // initial: null for zeros
 };
 

@@ -1,4 +1,5 @@
 #pragma once
+#include <algorithm>
 #include <array>
 
 #include "ops/cpu/simd.h"
@@ -101,11 +102,14 @@ inline Vec<float> log1p(Vec<float> x) {
   return select(x > -1.0f, select(x < kInfinity, y, x), select(x == -1.0f, -kInfinity, kNan));
 }
 
-inline Vec<double> log1p(Vec<double> x) {
-  return map(x, [](double lane) { return std::log1p(lane); });
+/// log(1 + e^x) within 3 ulp: max(x, 0) + log(1 + y) with y = e^-|x| <= 1, whose logarithm is y times a polynomial.
+inline Vec<float> softplus(Vec<float> x) {
+  const Vec<float> y = exp(-abs(x));
+  return max(x, 0.0f) + y * polynomial(y, 0.99999994f, -0.499994934f, 0.333190978f, -0.248429805f, 0.191060022f,
+                                       -0.136632353f, 0.0782258287f, -0.0295051634f, 0.00523267547f);
 }
-inline Vec<double> expm1(Vec<double> x) {
-  return map(x, [](double lane) { return std::expm1(lane); });
+inline Vec<double> softplus(Vec<double> x) {
+  return map(x, [](double lane) { return std::max(lane, 0.0) + std::log1p(std::exp(-std::abs(lane))); });
 }
 
 /// e^x - 1 within 2 ulp. With x = n ln(2) + r: 2^n (e^r - 1) + (2^n - 1).

@@ -60,6 +60,9 @@ TEST_CASE("simd: functions of f32 keep their error bounds") {
   check_error(
       "exp2", 2.5, [](Vec x) { return exp2(x); }, [](double x) { return std::exp2(x); });
   check_error(
+      "softplus", 3, [](Vec x) { return softplus(x); },
+      [](double x) { return std::max(x, 0.0) + std::log1p(std::exp(-std::abs(x))); });
+  check_error(
       "exp", 1.5, [](Vec x) { return exp(x); }, [](double x) { return std::exp(x); });
   check_error(
       "log", 1, [](Vec x) { return log(x); }, [](double x) { return std::log(x); });
