@@ -70,12 +70,7 @@ kernels::AttentionShape check(const Tensor& q, const Tensor& k, const Tensor& v,
     op.require(beta.shape() == Shape{q.dim(1)}, "beta", beta, "[H] for q {}", q);
   }
   op.require(options.window >= 0, "window", options.window, "0 or more");
-  op.require(options.dropout >= 0 && options.dropout < 1, "dropout", options.dropout, "in [0, 1)");
-  if (options.dropout > 0) {
-    const Tensor& rng = options.rng;
-    op.require(rng.defined() && rng.dtype() == DType::i64 && rng.shape() == Shape{2} && rng.device() == q.device(),
-               "rng", rng, "i64[2] on the device of q, as there is dropout");
-  }
+  require_attention_dropout(op, options.dropout, options.rng, q);
   const int64_t Lk = k.dim(2);
   return {q.dim(0), q.dim(1), q.dim(2), Lk, q.dim(3), options.window > 0 ? std::min(options.window, Lk) : Lk};
 }

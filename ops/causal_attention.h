@@ -1,5 +1,6 @@
 #pragma once
 #include "engine/op.h"
+#include "ops/attention_dropout.h"
 #include "ops/heads.h"
 
 namespace margay {
@@ -39,13 +40,6 @@ struct AttentionShape {
   int64_t offset() const { return Lk - Lq; }
   /// Multiplications of one of the matrix products, masked ones included.
   int64_t work() const { return B * H * Lq * std::min(Lk, reach + Lq) * dh; }
-};
-
-/// What decides whether an attention weight is kept.
-struct AttentionDropout {
-  double rate = 0;  // 0: none
-  const int64_t* rng = nullptr;
-  uint64_t stream = 0;
 };
 
 /// Sizes of tiles and pieces on the CPU, a function of the shape only.

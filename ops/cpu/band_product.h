@@ -18,6 +18,8 @@ struct Band {
   /// The other way round: the rows i that see a given k.
   Band transposed() const { return {-high, -low}; }
 };
+/// Every row sees every k.
+inline constexpr Band kWholeBand{-(int64_t{1} << 40), int64_t{1} << 40};
 
 /// C[i, j] = after[i] * (before[i] * C[i, j] + sum over k of A[i, k] B[k, j]), k inside the band and 0 <= k < depth.
 /// Nothing outside the band is read as a factor, so that NaN there stays there; every sum runs in the order of k.

@@ -1,4 +1,5 @@
 #pragma once
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cstring>
@@ -46,6 +47,20 @@ inline void dropout_words(const DropoutMask& mask, uint64_t first_block, uint32_
     const std::array<PhiloxLanes, 2> ordered{__builtin_shufflevector(first, second, 0, 8, 1, 9, 2, 10, 3, 11),
                                              __builtin_shufflevector(first, second, 4, 12, 5, 13, 6, 14, 7, 15)};
     std::memcpy(words + 32 * half, ordered.data(), sizeof(ordered));
+  }
+}
+
+/// factors[i] = scale if element first + i is kept, else 0.
+template <class T>
+void dropout_factors(const DropoutMask& mask, T scale, int64_t first, int64_t count, T* factors) {
+  alignas(64) uint32_t words[2 * kDropoutElements];
+  const int64_t skip = first % 4;
+  for (int64_t done = 0; done < count; done += kDropoutElements) {
+    const int64_t some = std::min(kDropoutElements, count - done);
+    const auto block = static_cast<uint64_t>((first + done) / 4);
+    dropout_words(mask, block, words);
+    if (skip + some > kDropoutElements) dropout_words(mask, block + kDropoutElements / 4, words + kDropoutElements);
+    for (int64_t i = 0; i < some; ++i) factors[done + i] = mask.keeps(words[skip + i]) ? scale : T(0);
   }
 }
 

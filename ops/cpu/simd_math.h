@@ -90,6 +90,9 @@ inline Vec<float> log(Vec<float> x) {
   const Vec<float> y = log_of_scaled(mantissa - 1.0f, exponent + (subnormal.v & -23));
   return select(x > 0.0f, select(x < kInfinity, y, x), select(x == 0.0f, -kInfinity, kNan));
 }
+inline Vec<double> log(Vec<double> x) {
+  return map(x, [](double lane) { return std::log(lane); });
+}
 
 /// log(1 + x) within 1.5 ulp; -infinity at -1, NaN below.
 inline Vec<float> log1p(Vec<float> x) {

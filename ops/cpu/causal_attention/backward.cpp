@@ -100,8 +100,8 @@ class Backward {
   T pull_back(const Head& head, const QueryTile<T>& queries, const Scratch& scratch, int64_t& written) const {
     const Rows<const T> q = head.q.from(queries.first), dy = head.dy.from(queries.first);
     const Rows<T> dq = head.dq.from(queries.first);
-    pack_transposed(q, queries.count, s_.dh, scratch.queries);
-    pack_transposed(dy, queries.count, s_.dh, scratch.cotangents);
+    pack_transposed(q, queries.count, s_.dh, scratch.queries, kQueries<T>);
+    pack_transposed(dy, queries.count, s_.dh, scratch.cotangents, kQueries<T>);
     T delta[kQueries<T>] = {}, lse[kQueries<T>] = {};
     for (int64_t i = 0; i < queries.count; ++i) delta[i] = dot(dy[i], head.y[queries.first + i], s_.dh);
     std::copy_n(a_.lse + (head.batch * s_.H + head.head) * s_.Lq + queries.first, queries.count, lse);

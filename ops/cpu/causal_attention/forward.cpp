@@ -8,10 +8,6 @@ namespace {
 
 using namespace attention;  // NOLINT: this file is the forward half of it
 
-simd::Vec<double> log(simd::Vec<double> x) {
-  return simd::map(x, [](double lane) { return std::log(lane); });
-}
-
 /// Maximum and sum of exp(score - maximum) of each query of a tile, over the keys seen so far.
 template <class T>
 struct RunningSoftmax {
@@ -146,7 +142,7 @@ class Forward {
   void attend_together(const Task& task, RunningSoftmax<T>& softmax) const {
     const QueryTile<T>& queries = task.queries;
     T inverse[kQueries<T>];
-    pack_transposed(task.q, queries.count, s_.dh, task.transposed);
+    pack_transposed(task.q, queries.count, s_.dh, task.transposed, kQueries<T>);
     for (int64_t first = task.begin; first < task.end; first += kKeys<T>) {
       const KeyTile<T> tile(s_, queries, first, task.end);
       scores(tile, task.k, task.transposed, s_.dh, task.weights);

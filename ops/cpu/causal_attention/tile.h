@@ -5,6 +5,7 @@
 #include "ops/causal_attention.h"
 #include "ops/cpu/band_product.h"
 #include "ops/cpu/dropout_mask.h"
+#include "ops/cpu/head_rows.h"
 #include "ops/cpu/simd.h"
 
 // What forward and backward share: one tile of queries against one tile of keys. A tile of scores holds a row per key
@@ -16,19 +17,6 @@ template <class T>
 inline constexpr int64_t kQueries = AttentionTiling<T>::kQueries;
 template <class T>
 inline constexpr int64_t kKeys = AttentionTiling<T>::kKeys;
-
-/// Rows of one head of a [B,H,L,dh] view.
-template <class T>
-struct Rows {
-  T* data;
-  int64_t stride;
-  T* operator[](int64_t row) const { return data + row * stride; }
-  Rows from(int64_t row) const { return {data + row * stride, stride}; }
-};
-template <class T>
-Rows<T> head_rows(T* data, const HeadStrides& strides, int64_t batch, int64_t head) {
-  return {data + batch * strides.batch + head * strides.head, strides.row};
-}
 
 /// Queries first ... first + count - 1 of a head, and the keys that at least one of them sees.
 template <class T>
@@ -81,36 +69,10 @@ struct KeyTile {
   }
 };
 
-template <class T>
-T dot(const T* x, const T* y, int64_t n) {
-  using Vec = simd::Vec<T>;
-  Vec sum(T(0));
-  for (int64_t d = 0; d < n; d += Vec::size) sum += Vec::load(x + d, n - d) * Vec::load(y + d, n - d);
-  return reduce_add(sum);
-}
-
-/// transposed[d, i] = rows[i][d], a lane per row; lanes up to the next full vector are 0.
-template <class T>
-void pack_transposed(const Rows<const T>& rows, int64_t count, int64_t dh, T* transposed) {
-  constexpr int64_t block = blas::kLanes<T>, lanes = simd::Vec<T>::size;
-  for (int64_t i = 0; i < (count + lanes - 1) / lanes * lanes; i += block) {
-    for (int64_t d = 0; d < dh; d += block) {
-      T* const to = transposed + d * kQueries<T> + i;
-      if (i + block <= count && d + block <= dh) {
-        blas::transpose_block(rows[i] + d, rows.stride, to, kQueries<T>);
-        continue;
-      }
-      for (int64_t c = 0; c < std::min(block, dh - d); ++c)
-        for (int64_t r = 0; r < block; ++r) to[c * kQueries<T> + r] = i + r < count ? rows[i + r][d + c] : T(0);
-    }
-  }
-}
-
 /// out[j, i] = keys[j] . queries[i] for the keys of a tile, in lanes that hold a query which sees key j, and in more.
 template <class T>
 void scores(const KeyTile<T>& tile, const Rows<const T>& keys, const T* transposed_queries, int64_t dh, T* out) {
   constexpr int64_t size = simd::Vec<T>::size;
-  constexpr int64_t everything = int64_t{1} << 40;
   const auto first_vector = [&](int64_t j) {
     return std::min(std::max<int64_t>(0, j - tile.sees.high) / size, tile.vectors);
   };
@@ -133,7 +95,7 @@ void scores(const KeyTile<T>& tile, const Rows<const T>& keys, const T* transpos
                                               .rows = end - begin,
                                               .columns = (high - low) * size,
                                               .depth = dh,
-                                              .band = {-everything, everything}});
+                                              .band = kWholeBand});
   }
 }
 
@@ -188,17 +150,10 @@ class DropoutFactors {
 
   /// The factors of a tile of head `head` (of all batches), laid out as the scores.
   const T* make(int64_t head, const QueryTile<T>& queries, const KeyTile<T>& tile) const {
-    static_assert(kKeys<T> == kDropoutElements);
-    for (int64_t i = 0; i < queries.count; ++i) {
-      const int64_t element = (head * s_.Lq + queries.first + i) * s_.Lk + tile.first, skip = element % 4;
-      const auto block = static_cast<uint64_t>(element / 4);
-      alignas(64) uint32_t words[2 * kDropoutElements];
-      dropout_words(mask_, block, words);
-      if (skip + tile.count > kDropoutElements)
-        dropout_words(mask_, block + kDropoutElements / 4, words + kDropoutElements);
-      for (int64_t j = 0; j < tile.count; ++j) rows_[i * kKeys<T> + j] = mask_.keeps(words[skip + j]) ? scale_ : T(0);
-    }
-    pack_transposed({rows_, kKeys<T>}, queries.count, tile.count, factors_);
+    for (int64_t i = 0; i < queries.count; ++i)
+      dropout_factors(mask_, scale_, (head * s_.Lq + queries.first + i) * s_.Lk + tile.first, tile.count,
+                      rows_ + i * kKeys<T>);
+    pack_transposed({rows_, kKeys<T>}, queries.count, tile.count, factors_, kQueries<T>);
     return factors_;
   }
 

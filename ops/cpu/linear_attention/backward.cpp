@@ -77,7 +77,7 @@ class Backward {
     const Rows<const T> dy = rows(a_.dy, a_.dy_strides, chunk).from(offset);
     for (int64_t i = 0; i < count; ++i) {
       n.inverse[i] = s_.normalise ? a_.inverse[chunk.head * s_.T + chunk.first + offset + i] : T(1);
-      n.minus_delta[i] = s_.normalise ? -attention::dot(dy[i], y[i], s_.dv) : T(0);
+      n.minus_delta[i] = s_.normalise ? -dot(dy[i], y[i], s_.dv) : T(0);
     }
     return n;
   }
@@ -139,7 +139,7 @@ class Backward {
     }
     const int64_t columns = s_.state_columns(), size = s_.features();
     const Rows<const T> v = rows(a_.v, a_.v_strides, chunk).from(offset);
-    attention::pack_transposed(keys, count, s_.f, scratch.transposed);
+    pack_transposed(keys, count, s_.f, scratch.transposed, kQueries<T>);
     const T* const phi = features(s_, Side::key, scratch.transposed, scratch.features);
     blas::gemm(true, false, count, s_.dv, size, T(1), phi, kQueries<T>, gradient, columns, T(0), dv.data, dv.stride);
     blas::gemm(false, true, size, count, s_.dv, T(1), gradient, columns, v.data, v.stride, T(0), scratch.dfeatures,
@@ -167,7 +167,7 @@ class Backward {
     const Rows<T> dq = rows(a_.dq, a_.dq_strides, chunk).from(offset);
     const Rows<T> dk = rows(a_.dk, a_.dk_strides, chunk), dv = rows(a_.dv, a_.dv_strides, chunk);
     transpose_queries(s_, q, count, scratch.transposed);
-    attention::pack_transposed(dy, count, s_.dv, scratch.cotangents);
+    pack_transposed(dy, count, s_.dv, scratch.cotangents, kQueries<T>);
     const auto from_start = [&](const Rows<const T>& x) {
       return Rows<const T>{x.data - chunk.first * x.stride, x.stride};
     };

@@ -11,12 +11,10 @@
 
 namespace margay::kernels::linear_attention {
 
-using attention::head_rows;
 using attention::KeyTile;
 using attention::kKeys;
 using attention::kQueries;
 using attention::QueryTile;
-using attention::Rows;
 
 static_assert(kKeys<float> == LinearAttentionShape::kTile && kKeys<double> == LinearAttentionShape::kTile);
 
@@ -84,7 +82,7 @@ void map_row(FeatureMap map, const T* x, int64_t f, T* out) {
 template <class T>
 void pull_back_row(FeatureMap map, const T* y, int64_t f, T* gradient) {
   using Vec = simd::Vec<T>;
-  const T mean = map == FeatureMap::softmax ? attention::dot(y, static_cast<const T*>(gradient), f) : T(0);
+  const T mean = map == FeatureMap::softmax ? dot(y, static_cast<const T*>(gradient), f) : T(0);
   for (int64_t d = 0; d < f; d += Vec::size) {
     const Vec value = Vec::load(y + d, f - d), dy = Vec::load(gradient + d, f - d);
     const Vec dx = map == FeatureMap::softmax ? value * (dy - mean) : min(value, T(1)) * dy;
@@ -160,7 +158,7 @@ T score_scale(const LinearAttentionShape& s) {
 /// `count` mapped rows of queries, times score_scale, transposed: [f, kQueries]. Lanes without a row hold anything.
 template <class T>
 void transpose_queries(const LinearAttentionShape& s, const Rows<const T>& rows, int64_t count, T* transposed) {
-  attention::pack_transposed(rows, count, s.f, transposed);
+  pack_transposed(rows, count, s.f, transposed, kQueries<T>);
   if (!s.taylor()) return;
   for (int64_t i = 0; i < s.f * kQueries<T>; ++i) transposed[i] *= score_scale<T>(s);
 }

@@ -57,7 +57,7 @@ class Forward {
     for (int64_t i = 0; i < chunk.end - chunk.first; i += kQueries<T>) {
       const int64_t count = std::min(kQueries<T>, chunk.end - chunk.first - i);
       const Rows<const T> keys = mapped(s_, k.from(i), count, scratch.queries);
-      attention::pack_transposed(keys, count, s_.f, scratch.transposed);
+      pack_transposed(keys, count, s_.f, scratch.transposed, kQueries<T>);
       const T* const phi = features(s_, Side::key, scratch.transposed, scratch.features);
       add_to_state(s_, phi, v.from(i), ones, count, i == 0, state);
     }
