@@ -4,7 +4,6 @@
 #include <cmath>
 
 #include "ops/binary.h"
-#include "ops/causal_attention.h"
 #include "ops/concat.h"
 #include "ops/linear.h"
 #include "ops/view.h"
@@ -53,49 +52,48 @@ Tensor Rope::operator()(const Tensor& x, int64_t position) const {
   return rope(x, {slice(table_.cos, 0, begin, begin + length), slice(table_.sin, 0, begin, begin + length)});
 }
 
-void KvCache::append(Tensor& k, Tensor& v) {
-  const int64_t needed = length_ + k.dim(2);
-  if (!k_.defined() || k_.dim(2) < needed) {
-    const Shape shape{k.dim(0), k.dim(1), std::max<int64_t>(2 * needed, 64), k.dim(3)};
-    const Tensor old_k = k_, old_v = v_;
-    k_ = empty(shape, k.dtype(), k.device());
-    v_ = empty(shape, v.dtype(), v.device());
-    if (length_ > 0) {
-      slice(k_, 2, 0, length_).copy_from(slice(old_k, 2, 0, length_));
-      slice(v_, 2, 0, length_).copy_from(slice(old_v, 2, 0, length_));
-    }
+Tensor RowCache::append(const Tensor& rows) {
+  const int64_t needed = length_ + rows.dim(2);
+  if (!rows_.defined() || rows_.dim(2) < needed) {
+    const Tensor old = rows_;
+    rows_ = empty(rows.shape().with(2, std::max<int64_t>(2 * needed, 64)), rows.dtype(), rows.device());
+    if (length_ > 0) slice(rows_, 2, 0, length_).copy_from(slice(old, 2, 0, length_));
   }
-  slice(k_, 2, length_, needed).copy_from(k);
-  slice(v_, 2, length_, needed).copy_from(v);
+  slice(rows_, 2, length_, needed).copy_from(rows);
   length_ = needed;
-  k = slice(k_, 2, 0, length_);
-  v = slice(v_, 2, 0, length_);
+  return slice(rows_, 2, 0, length_);
 }
 
-AttentionCore::AttentionCore(const ModelConfig& config, const Scope& scope, int64_t window, const Tensor& beta)
-    : rope_(config),
-      beta_(beta),
+SoftmaxScores::SoftmaxScores(const ModelConfig& config, const Scope& scope, const Tensor& beta)
+    : beta_(beta),
       scale_(1 / std::sqrt(static_cast<double>(config.d_model / config.n_heads))),
-      temperature_(1),
+      temperature_(config.yarn_scale == 1 ? 1 : std::pow(0.1 * std::log(config.yarn_scale) + 1, 2)),
       dropout_(config.dropout_attention),
-      window_(window),
-      stream_(scope.stream("attention_dropout")) {
-  if (config.yarn_scale != 1) temperature_ = std::pow(0.1 * std::log(config.yarn_scale) + 1, 2);
+      stream_(scope.stream("attention_dropout")) {}
+
+AttentionOptions SoftmaxScores::options(const ForwardContext& context) const {
+  AttentionOptions options{.scale = scale_ * temperature_};
+  if (context.rng.defined() && dropout_ > 0) {
+    options.dropout = dropout_;
+    options.rng = context.rng;
+    options.stream = stream_;
+  }
+  return options;
 }
+
+Tensor SoftmaxScores::beta() const { return beta_.defined() && temperature_ != 1 ? mul(beta_, temperature_) : beta_; }
+
+AttentionCore::AttentionCore(const ModelConfig& config, const Scope& scope, int64_t window, const Tensor& beta)
+    : rope_(config), scores_(config, scope, beta), window_(window) {}
 
 Tensor AttentionCore::operator()(const Qkv& qkv, const ForwardContext& context, KvCache* cache) const {
   const int64_t position = cache ? cache->length() : 0;
   const Tensor q = rope_(qkv.q, position);
   Tensor k = rope_(qkv.k, position), v = qkv.v;
   if (cache) cache->append(k, v);
-  AttentionOptions options{.scale = scale_ * temperature_, .window = window_};
-  if (context.rng.defined() && dropout_ > 0) {
-    options.dropout = dropout_;
-    options.rng = context.rng;
-    options.stream = stream_;
-  }
-  const Tensor beta = beta_.defined() && temperature_ != 1 ? mul(beta_, temperature_) : beta_;
-  return merge_heads(causal_attention(q, k, v, beta, options));
+  AttentionOptions options = scores_.options(context);
+  options.window = window_;
+  return merge_heads(causal_attention(q, k, v, scores_.beta(), options));
 }
 
 }  // namespace margay

@@ -3,6 +3,7 @@
 
 #include "models/layers.h"
 #include "models/mixer.h"
+#include "ops/causal_attention.h"
 #include "ops/rope.h"
 
 namespace margay {
@@ -41,16 +42,43 @@ class Rope {
   mutable int64_t first_ = 0, length_ = 0;
 };
 
-/// Keys and values [B, H, T, dh] of the tokens seen so far, in memory that doubles when it is full.
-class KvCache {
+/// Rows [B, H, T, dh] of the tokens seen so far, in memory that doubles when it is full.
+class RowCache {
  public:
-  /// Appends k and v; afterwards they are views of everything seen.
-  void append(Tensor& k, Tensor& v);
+  /// Appends rows; returns a view of all of them.
+  Tensor append(const Tensor& rows);
   int64_t length() const { return length_; }
 
  private:
-  Tensor k_, v_;
+  Tensor rows_;
   int64_t length_ = 0;
+};
+
+/// Keys and values of the tokens seen so far.
+class KvCache {
+ public:
+  /// Appends k and v [B, H, T, dh]; afterwards they are views of everything seen.
+  void append(Tensor& k, Tensor& v) { k = k_.append(k), v = v_.append(v); }
+  int64_t length() const { return k_.length(); }
+
+ private:
+  RowCache k_, v_;
+};
+
+/// How a model scales the scores of softmax attention, and drops its weights in training.
+class SoftmaxScores {
+ public:
+  /// `beta` [H] replaces the score scale 1/sqrt(dh), undefined for none.
+  SoftmaxScores(const ModelConfig& config, const Scope& scope, const Tensor& beta);
+  /// Scale and dropout of one forward pass.
+  AttentionOptions options(const ForwardContext& context) const;
+  /// The scores' factor of each head [H], or undefined.
+  Tensor beta() const;
+
+ private:
+  Tensor beta_;
+  double scale_, temperature_, dropout_;  // temperature: YaRN's, on the whole score scale
+  uint64_t stream_;
 };
 
 /// Multi-head causal softmax attention between projections: position, scores, cache.
@@ -63,10 +91,8 @@ class AttentionCore {
 
  private:
   Rope rope_;
-  Tensor beta_;
-  double scale_, temperature_, dropout_;
+  SoftmaxScores scores_;
   int64_t window_;
-  uint64_t stream_;
 };
 
 /// N(0, 0.02^2), and that divided by sqrt(2 n_layers) for projections back into the residual stream, so that its

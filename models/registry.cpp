@@ -13,6 +13,7 @@
 #include "models/delta_net.h"
 #include "models/h3.h"
 #include "models/hyena.h"
+#include "models/lcat.h"
 #include "models/lincat.h"
 #include "models/linear_attention.h"
 #include "models/mamba.h"
@@ -45,6 +46,7 @@ constexpr std::array kMixers{
     Entry<MixerFactory>{"gla", make_gla},
     Entry<MixerFactory>{"h3", make_h3},
     Entry<MixerFactory>{"hyena", make_hyena},
+    Entry<MixerFactory>{"lcat", make_lcat},
     Entry<MixerFactory>{"linear_attention", make_linear_attention},
     Entry<MixerFactory>{"lincat", make_lincat},
     Entry<MixerFactory>{"mamba", make_mamba},

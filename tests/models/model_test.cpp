@@ -62,6 +62,44 @@ void add_linear_cases(std::vector<Case>& list) {
                   }});
 }
 
+// Landmark CAT: every gate with all, one and two blocks, alone and behind every front end of CAT.
+void add_landmark_cases(std::vector<Case>& list) {
+  const std::vector<std::string> gates{"grouped", "additive", "none"};
+  const auto add = [&](const std::string& name, const std::function<void(ModelConfig&)>& change) {
+    list.push_back({"lcat, " + name, [=](ModelConfig& c) {
+                      c.mixer = {"lcat"}, c.lcat.block_size = 3, c.lcat.top_k = 2;
+                      change(c);
+                    }});
+  };
+  for (const std::string& gate : gates)
+    for (const int64_t top_k : {0, 1, 2, 9})
+      add(gate + ", top_k " + std::to_string(top_k), [=](ModelConfig& c) {
+        c.lcat.gate = gate, c.lcat.top_k = top_k, c.lcat.landmark_query = top_k != 1, c.lcat.landmark_key = top_k != 2;
+      });
+  for (const char* sharing : {"shared", "per_head"})
+    for (const bool key : {false, true})
+      for (const int64_t size : {1, 4, 5, 20})  // 5 divides none of the lengths that are taken, 20 is longer than them
+        add(std::string(sharing) + " filter, blocks of " + std::to_string(size), [=](ModelConfig& c) {
+          c.lcat.landmark_sharing = sharing, c.lcat.landmark_key = key, c.lcat.block_size = size, c.n_layers = 2;
+        });
+  size_t next = 0;
+  for (const char* site : {"post", "input"})
+    for (const char* sharing : {"depthwise", "per_head", "shared"})
+      for (const char* norm : {"none", "l2_input", "l2_head"}) {
+        const std::string gate = gates[next++ % gates.size()];
+        add(std::string(site) + ", " + sharing + ", " + norm + ", " + gate, [=](ModelConfig& c) {
+          c.cat.conv_site = site, c.cat.conv_sharing = sharing, c.cat.qk_norm = norm, c.lcat.gate = gate;
+        });
+      }
+  for (const char* norm : {"none", "l2_head"})
+    add(std::string("rope, yarn, ") + norm, [=](ModelConfig& c) {
+      c.cat.qk_norm = norm, c.position = "rope", c.yarn_scale = 4, c.lcat.landmark_query = c.lcat.landmark_key = true;
+    });
+  list.push_back({"attention and lcat", [](ModelConfig& c) {
+                    c.mixer = {"attention", "lcat"}, c.n_layers = 3, c.mlp = "gelu", c.lcat.block_size = 4;
+                  }});
+}
+
 void add_delta_cases(std::vector<Case>& list) {
   for (const char* mixer : {"delta_net", "gated_delta_net", "gla", "retnet"}) {
     list.push_back({mixer, [=](ModelConfig& c) { c.mixer = {mixer}; }});
@@ -76,6 +114,7 @@ void add_delta_cases(std::vector<Case>& list) {
 std::vector<Case> cases() {
   std::vector<Case> list;
   add_linear_cases(list);
+  add_landmark_cases(list);
   add_delta_cases(list);
   const auto attention = [](ModelConfig& c) { c.mixer = {"attention"}; };
   list.push_back({"attention", attention});

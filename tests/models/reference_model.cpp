@@ -15,7 +15,7 @@ void add_to(Rows& x, const Rows& y) {
 
 double silu(double x) { return x / (1 + std::exp(-x)); }
 
-bool has_cat_front(const std::string& kind) { return kind == "cat" || kind == "lincat"; }
+bool has_cat_front(const std::string& kind) { return kind == "cat" || kind == "lincat" || kind == "lcat"; }
 
 }  // namespace
 
@@ -131,6 +131,7 @@ Rows ReferenceModel::mixer(const Rows& x, const std::string& name, const std::st
   if (kind == "linear_attention" || kind == "lincat" || kind == "based") return linear_attention(x, name, kind);
   if (kind == "delta_net" || kind == "gated_delta_net" || kind == "gla" || kind == "retnet")
     return delta_rule(x, name, kind);
+  if (kind == "lcat") return landmark_attention(x, name);
   if (kind == "mamba") return mamba(x, name);
   if (kind == "mamba2") return mamba2(x, name);
   if (kind == "rwkv") return rwkv(x, name);

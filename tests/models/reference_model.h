@@ -40,6 +40,7 @@ class ReferenceModel {
   Rows mixer(const Rows& x, const std::string& name, const std::string& kind) const;
   Rows softmax_attention(const Rows& x, const std::string& name, const std::string& kind) const;
   Rows linear_attention(const Rows& x, const std::string& name, const std::string& kind) const;
+  Rows landmark_attention(const Rows& x, const std::string& name) const;  // reference_landmark.cpp
   Rows delta_rule(const Rows& x, const std::string& name, const std::string& kind) const;
   Rows filtered(const Rows& x, const std::string& name) const;
   std::vector<double> head_of(const Rows& rows, size_t t, size_t head) const;

@@ -88,6 +88,7 @@ def grid():
             max_seq_len=16)
 
     add_linear(add, letters)
+    add_landmark(add, letters)
     add_recurrent(add, lengths)
     add_long_conv(add)
     return cases
@@ -115,6 +116,30 @@ def add_linear(add, letters):
             based__feature_dim=[8, 3, 5][n % 3], position=["none", "rope"][n % 2])
     add("based of the benchmark", 256, mixer="based", d_model=64, n_heads=1, n_layers=2)
     add("based after windowed attention", 33, mixer=["attention", "based"], n_layers=3, attention__window=5)
+
+
+def add_landmark(add, letters):
+    gates, counts, sizes = ["grouped", "additive", "none"], [0, 1, 2, 5], [1, 3, 4, 8, 16]
+    pick = random.Random(7)
+    for n, (gate, count, sharing) in enumerate(product(gates, counts, ["shared", "per_head"])):
+        length, size = pick.choice([1, 2, 7, 13, 33, 40]), pick.choice(sizes)
+        add(f"lcat {gate} top_k={count} {sharing} block_size={size}", length, mixer="lcat",
+            n_layers=pick.choice([1, 1, 2]), n_heads=pick.choice([1, 2, 4]), lcat__gate=gate, lcat__top_k=count,
+            lcat__landmark_sharing=sharing, lcat__block_size=size, lcat__landmark_query=pick.random() < 0.5,
+            lcat__landmark_key=pick.random() < 0.5, position=pick.choice(["none", "rope", "learned"]))
+    for n, (site, sharing, norm) in enumerate(product(["post", "input"], ["depthwise", "per_head", "shared"],
+                                                      ["none", "l2_input", "l2_head"])):
+        add(f"lcat {site} {sharing} {norm} {gates[n % 3]}", 33, mixer="lcat", lcat__block_size=[4, 5][n % 2],
+            lcat__gate=gates[n % 3], lcat__top_k=n % 4, cat__conv_site=site, cat__conv_sharing=sharing,
+            cat__qk_norm=norm, cat__conv_bias=n % 3 == 0, cat__conv_on=letters[n % 7], cat__conv_width=2 + n % 3)
+    for n, scale in enumerate([2.0, 8.0]):
+        add(f"lcat yarn_scale={scale}", 33, mixer="lcat", d_model=64, yarn_scale=scale, max_seq_len=16,
+            position=["rope", "none"][n], cat__qk_norm=["none", "l2_head"][n], lcat__block_size=4, lcat__top_k=2)
+    for gate, count in product(gates, [0, 3]):
+        add(f"lcat {gate} top_k={count} several tiles", 201, mixer="lcat", d_model=32, lcat__gate=gate,
+            lcat__top_k=count, lcat__landmark_query=True, lcat__landmark_key=True)
+    add("lcat of the benchmark", 64, mixer="lcat", d_model=64, n_heads=1, vocab_size=8192, cat__conv_width=4)
+    add("lcat with attention", 33, mixer=["attention", "lcat"], n_layers=3, mlp="gelu", lcat__block_size=4)
 
 
 def add_recurrent(add, lengths):

@@ -18,8 +18,8 @@ struct BenchRow {
 };
 
 /// train/MODEL-L64 ...: whole training steps on multi-query associative recall, V = 8192, d = 64, batch 64, making the
-/// examples included. `cat` and `lincat` have one layer with depthwise filters of width 4 on q, k and v, the others two
-/// layers, `attention` with learned positions; all have tied embeddings and no MLP.
+/// examples included. `cat`, `lcat` and `lincat` have one layer with depthwise filters of width 4 on q, k and v, the
+/// others two layers, `attention` with learned positions; all have tied embeddings and no MLP.
 std::vector<BenchRow> training_rows();
 /// op/NAME: single ops on shapes of those models, and on single sequences of 1k and 64k tokens (-L1k, -L64k), `forward`
 /// and `forward+backward`.

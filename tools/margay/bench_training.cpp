@@ -23,7 +23,7 @@ Config config_of(const std::string& mixer, const Recall& recall) {
   config.model.vocab_size = kVocabulary;
   config.model.max_seq_len = recall.seq_len;
   // Mixers with filters of their own need one layer, the others two.
-  const bool one_layer = mixer == "cat" || mixer == "lincat";
+  const bool one_layer = mixer == "cat" || mixer == "lcat" || mixer == "lincat";
   config.model.n_layers = one_layer ? 1 : 2;
   if (one_layer) config.model.cat.conv_width = 4;
   if (mixer == "attention") config.model.position = "learned";
@@ -41,8 +41,9 @@ Config config_of(const std::string& mixer, const Recall& recall) {
 
 std::vector<BenchRow> training_rows() {
   std::vector<BenchRow> rows;
-  for (const char* mixer : {"attention", "cat", "lincat", "linear_attention", "based", "delta_net", "gated_delta_net",
-                            "gla", "retnet", "mamba", "mamba2", "rwkv", "base_conv", "hyena", "s4d", "h3"}) {
+  for (const char* mixer :
+       {"attention", "cat", "lcat", "lincat", "linear_attention", "based", "delta_net", "gated_delta_net", "gla",
+        "retnet", "mamba", "mamba2", "rwkv", "base_conv", "hyena", "s4d", "h3"}) {
     for (const Recall& recall : kTasks) {
       const Config config = config_of(mixer, recall);
       rows.push_back({.name = fmt::format("train/{}-L{}", mixer, recall.seq_len),

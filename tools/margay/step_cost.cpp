@@ -53,6 +53,13 @@ double attended(const std::string& mixer, const ModelConfig& config, double colu
     const double most = std::min(columns, static_cast<double>(config.attention.window) + 1);
     return most * columns - most * (most - 1) / 2;
   }
+  if (mixer == "lcat") {
+    // Half of its own block, and the blocks it retrieves with their landmarks, or all landmarks and blocks before.
+    const auto size = static_cast<double>(config.lcat.block_size), before = columns / size / 2;
+    const auto most = static_cast<double>(config.lcat.top_k);
+    const double retrieved = most > 0 ? std::min(most, before) : before;
+    return columns * (std::min(size, columns) / 2 + size * retrieved + before / 2);
+  }
   const auto linear = {"lincat", "linear_attention", "based", "gla", "retnet", "delta_net", "gated_delta_net"};
   if (std::find(linear.begin(), linear.end(), mixer) != linear.end()) return columns * features_of(mixer, config);
   return mixer == "attention" || mixer == "cat" ? columns * (columns + 1) / 2 : 0;

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 import reference_attention
+import reference_landmark
 import reference_long_conv
 import reference_recurrent
 from reference_layers import Scope, linear_shapes, norm_shapes
@@ -28,7 +29,7 @@ DEFAULTS = {
             "qk_norm": "none"},
     "attention": {"window": 0}, "lincat": {"feature_map": "elu1"}, "based": {"feature_dim": 8},
     "mamba": {"expand": 2, "d_state": 16, "d_conv": 4, "head_dim": 64, "chunk": 256},
-} | reference_long_conv.DEFAULTS
+} | reference_landmark.DEFAULTS | reference_long_conv.DEFAULTS
 
 # ---- Files --------------------------------------------------------------------------------------------------------
 
@@ -81,7 +82,8 @@ def mixer_of(config, layer):
 
 
 # Mixer -> (shapes of its parameters, forward pass); config["layer"] is the number of its layer.
-MIXERS = reference_attention.MIXERS | reference_recurrent.MIXERS | reference_long_conv.MIXERS
+MIXERS = (reference_attention.MIXERS | reference_landmark.MIXERS | reference_recurrent.MIXERS |
+          reference_long_conv.MIXERS)
 
 
 def is_mamba(name):

@@ -101,7 +101,8 @@ def projected_then_filtered(config, p, letter, x):
     return s
 
 
-def cat_mixer(config, p, x):
+def cat_queries_keys_values(config, p, x):
+    """What CAT's attention sees, [b, H, L, dh] each, and the scale of its scores."""
     front = filtered_then_projected if config["cat"]["conv_site"] == "input" else projected_then_filtered
     q, k, v = (split_heads(config, front(config, p, letter, x)) for letter in "qkv")
     scale = q.shape[-1] ** -0.5
@@ -110,7 +111,11 @@ def cat_mixer(config, p, x):
         scale = p["beta"].reshape(-1, 1, 1)
     if config["position"] == "rope":
         q, k = rotate(config, q), rotate(config, k)
-    return p.linear("out_proj", causal_attention(config, q, k, v, scale))
+    return q, k, v, scale
+
+
+def cat_mixer(config, p, x):
+    return p.linear("out_proj", causal_attention(config, *cat_queries_keys_values(config, p, x)))
 
 
 def weighted_average(weights, v, eps=None):
