@@ -17,9 +17,11 @@
 namespace margay {
 namespace {
 
-/// What may differ between a checkpoint and the run that goes on from it.
-constexpr std::array<std::string_view, 5> kMayChange = {"train.steps", "train.epochs", "train.eval_every",
-                                                        "train.checkpoint_every", "train.stop_accuracy"};
+/// What may differ between a checkpoint and the run that goes on from it. Landmarks learn while all blocks are
+/// retrieved; then a run may go on with fewer.
+constexpr std::array<std::string_view, 6> kMayChange = {"train.steps",         "train.epochs",
+                                                        "train.eval_every",    "train.checkpoint_every",
+                                                        "train.stop_accuracy", "model.lcat.top_k"};
 
 Config checked(const Config& config) {
   validate(config);

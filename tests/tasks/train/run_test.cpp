@@ -152,6 +152,25 @@ TEST_CASE("run: one that is finished stays as it is") {
   CHECK(read_metrics(folder + "/metrics.jsonl").size() == 25);
 }
 
+TEST_CASE("run: one of landmark CAT goes on with fewer blocks for each token, but not with other blocks") {
+  const test::Threads single(1);
+  const test::TempDir dir;
+  const std::string folder = dir.file("run");
+  Config config = run_config();
+  config.model.mixer = {"lcat"};
+  config.model.lcat.block_size = 2;
+  config.model.lcat.top_k = 0;
+  TrainObserver nobody;
+  train_in_folder(config, {folder}, nobody);
+  config.train.steps += 3;
+  config.model.lcat.top_k = 1;
+  CHECK(train_in_folder(config, {folder, true}, nobody) == RunEnd::finished);
+  CHECK(load_checkpoint_config(folder + "/checkpoint").model.lcat.top_k == 1);
+  config.model.lcat.block_size = 4;
+  CHECK_THROWS_WITH_AS(train_in_folder(config, {folder, true}, nobody), doctest::Contains("model.lcat.block_size"),
+                       ConfigError);
+}
+
 TEST_CASE("run: without a checkpoint, resuming starts afresh") {
   const test::Threads single(1);
   const test::TempDir dir;
