@@ -65,11 +65,13 @@ struct LandmarkAttentionCall {
   const int32_t* blocks;  // [B,H,Lq,K], or null for all
   AttentionDropout dropout;
 
-  /// Multiplications of one of the products of scores.
-  int64_t work() const {
+  /// Keys that a query reads.
+  int64_t reads() const {
     const int64_t retrieved = blocks ? std::min(K, shape.M) : (shape.M + 1) / 2;
-    return shape.B * shape.H * shape.Lq * std::min(shape.Lk, (retrieved + 1) * shape.W) * shape.dh;
+    return std::min(shape.Lk, (retrieved + 1) * shape.W);
   }
+  /// Multiplications of one of the products of scores.
+  int64_t work() const { return shape.B * shape.H * shape.Lq * reads() * shape.dh; }
   /// Keys of a block that exist.
   int64_t columns() const { return std::min(shape.W, shape.Lk); }
   /// Queries whose scores with a block are computed at once: as many as fit the first-level cache.
@@ -79,7 +81,7 @@ struct LandmarkAttentionCall {
     return std::clamp<int64_t>(most_scores / std::max<int64_t>(1, LandmarkShape::padded(columns())), 4, kMostRows);
   }
   /// Of lists that say which queries of a tile read which block.
-  int64_t lists_size() const { return blocks ? shape.M + 2 + shape.tile_queries() * (K + 1) : shape.tile_queries(); }
+  int64_t lists_size() const { return blocks ? shape.M + 2 + shape.tile * (K + 1) : shape.tile; }
 };
 
 template <class T>
@@ -96,7 +98,7 @@ struct LandmarkAttentionFwd : LandmarkAttentionCall<T> {
   /// tile.
   int64_t scratch_size() const {
     const int64_t dh = this->shape.dh, width = LandmarkShape::padded(this->columns()), rows = this->rows();
-    return dh * width + 2 * rows * dh + rows * width + width + 2 * this->shape.tile_queries();
+    return dh * width + 2 * rows * dh + rows * width + width + 2 * this->shape.tile;
   }
   int64_t workspace_size() const { return pieces() * scratch_size(); }
   int64_t lists_total() const { return pieces() * this->lists_size(); }
@@ -117,13 +119,13 @@ struct LandmarkAttentionBwd : LandmarkAttentionCall<T> {
   int32_t* lists;       // [lists_total()]
 
   /// Groups of tiles of queries of a head that are worked on separately, where there are few heads. Each has its own
-  /// dk, dv and dlandmarks.
+  /// dk, dv and dlandmarks; clearing and adding them is worth it where queries read many keys.
   int64_t groups() const {
-    constexpr int64_t enough_units = 16, most_elements = int64_t{1} << 24;
+    constexpr int64_t enough_units = 16, most_elements = int64_t{1} << 24, reads_per_group = 16;
     const int64_t heads = std::max<int64_t>(1, this->shape.B * this->shape.H);
     const int64_t fitting = most_elements / std::max<int64_t>(1, heads * partial_size());
-    const int64_t tiles = std::max<int64_t>(1, this->shape.tiles());
-    return std::clamp<int64_t>(std::min(enough_units / heads, fitting), 1, tiles);
+    const int64_t tiles = std::max<int64_t>(1, this->shape.Lq / LandmarkShape::kSmallestTile);
+    return std::clamp<int64_t>(std::min({enough_units / heads, fitting, this->reads() / reads_per_group}), 1, tiles);
   }
   int64_t units() const { return this->shape.B * this->shape.H * groups(); }
   int64_t pieces() const { return std::min(units(), LandmarkShape::kMostPieces); }
@@ -131,7 +133,7 @@ struct LandmarkAttentionBwd : LandmarkAttentionCall<T> {
   /// gradients; dropout of a row; of a tile: rowsum(dy y), and gradients of landmark_q.
   int64_t scratch_size() const {
     const int64_t dh = this->shape.dh, width = LandmarkShape::padded(this->columns()), rows = this->rows();
-    return 2 * dh * width + 3 * rows * dh + 2 * rows * width + width + this->shape.tile_queries() * (dh + 1);
+    return 2 * dh * width + 3 * rows * dh + 2 * rows * width + width + this->shape.tile * (dh + 1);
   }
   /// dk, dv and dlandmarks of a group.
   int64_t partial_size() const { return (2 * this->shape.Lk + this->shape.M) * this->shape.dh; }

@@ -10,16 +10,19 @@ namespace margay::kernels {
 /// own block p / W up to itself, and of the blocks before it those that it has chosen.
 struct LandmarkShape {
   int64_t B, H, Lq, Lk, dh;
-  int64_t M;  // landmarks, of the complete blocks
-  int64_t W;  // tokens of a block
+  int64_t M;         // landmarks, of the complete blocks
+  int64_t W;         // tokens of a block
+  int64_t tile = 0;  // queries of a head that are worked on together: many, so that many choose the same block
 
-  static constexpr int64_t kMostPieces = 64;
+  static constexpr int64_t kMostPieces = 64, kSmallestTile = 64;
   static constexpr int64_t kSerialWork = int64_t{1} << 17;  // less is done before other threads would have started
   /// Position of query 0.
   int64_t offset() const { return Lk - Lq; }
-  /// Queries of a head that are worked on together: many, so that many choose the same block.
-  int64_t tile_queries() const { return std::clamp<int64_t>(B * H * Lq / 32, 64, 1024); }
-  int64_t tiles() const { return (Lq + tile_queries() - 1) / tile_queries(); }
+  /// Cuts the queries of a head into tiles of about this many.
+  void cut(int64_t queries) { tile = std::clamp<int64_t>(queries, kSmallestTile, 1024); }
+  /// Cuts the queries of all heads into enough tiles for several threads.
+  void cut() { cut(B * H * Lq / 32); }
+  int64_t tiles() const { return (Lq + tile - 1) / tile; }
   /// Elements of a row that is filled up to whole vectors.
   static int64_t padded(int64_t count) { return (count + 15) / 16 * 16; }
 };

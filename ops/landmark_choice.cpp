@@ -67,6 +67,7 @@ Tensor landmark_choice(const Tensor& q, const Tensor& landmarks, int64_t seq_len
          .landmark_strides = head_strides(rows),
          .blocks = blocks.data<int32_t>(),
          .workspace = nullptr};
+    a.shape.cut();
     workspace = empty({a.workspace_size()}, acc_dtype(q.dtype()), q.device());
     a.workspace = workspace.data<acc_t<T>>();
   });

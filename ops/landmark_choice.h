@@ -27,7 +27,7 @@ struct LandmarkChoice {
   int64_t units() const { return shape.B * shape.H * shape.tiles(); }
   int64_t pieces() const { return std::min(units(), LandmarkShape::kMostPieces); }
   /// Of a piece: transposed landmarks, products, and the largest ones of each query.
-  int64_t scratch_size() const { return (shape.dh + kRows) * kColumns + shape.tile_queries() * count; }
+  int64_t scratch_size() const { return (shape.dh + kRows) * kColumns + shape.tile * count; }
   int64_t workspace_size() const { return pieces() * scratch_size(); }
 };
 template <class T>

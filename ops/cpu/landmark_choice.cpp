@@ -15,8 +15,8 @@ class Choice {
 
   // The lists of a tile of queries of a head.
   void choose(int64_t unit, T* scratch) const {
-    const int64_t row = unit / s_.tiles(), first = unit % s_.tiles() * s_.tile_queries();
-    const int64_t count = std::min(s_.tile_queries(), s_.Lq - first), position = s_.offset() + first;
+    const int64_t row = unit / s_.tiles(), first = unit % s_.tiles() * s_.tile;
+    const int64_t count = std::min(s_.tile, s_.Lq - first), position = s_.offset() + first;
     const Rows<const T> q = head_rows(a_.q, a_.q_strides, row / s_.H, row % s_.H).from(first);
     const Rows<const T> landmarks = head_rows(a_.landmarks, a_.landmark_strides, row / s_.H, row % s_.H);
     int32_t* const blocks = a_.blocks + (row * s_.Lq + first) * a_.count;

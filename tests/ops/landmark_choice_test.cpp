@@ -45,6 +45,7 @@ TEST_CASE("landmark_choice finds the blocks with the largest logits") {
   for (const int64_t L : {1, 2, 3, 7, 64, 1000}) {
     for (const int64_t W : {1, 3, 16}) {
       for (const int64_t count : {1, 2, 5, 40}) {
+        if (L == 1000 && count != 2) continue;  // the reference sorts for every query
         for (const int64_t Lq : {L, std::min<int64_t>(L, 5), int64_t{1}}) {
           CAPTURE(L);
           CAPTURE(W);

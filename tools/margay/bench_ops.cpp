@@ -11,6 +11,9 @@
 #include "ops/embedding.h"
 #include "ops/fft_conv.h"
 #include "ops/gated_delta_rule.h"
+#include "ops/landmark_attention.h"
+#include "ops/landmark_choice.h"
+#include "ops/landmark_pool.h"
 #include "ops/layer_norm.h"
 #include "ops/linear.h"
 #include "ops/linear_attention.h"
@@ -161,6 +164,14 @@ std::vector<OpCase> long_cases() {
     });
     add("linear_attention-taylor2", heads(1, 8), [](const Tensors& in) {
       return linear_attention(in[0], in[1], in[2], {FeatureMap::taylor2, true, 1e-12});
+    });
+    // With two blocks for each query, and about the best size of blocks for that: sqrt(length / 3).
+    add("landmark_attention", heads(1, kWidth), [=](const Tensors& in) {
+      const int64_t block = length > 1024 ? 128 : 16;
+      const Tensor landmarks = landmark_pool(in[1], full({block}, 0.1, DType::f32, in[0].device()));
+      const Tensor blocks = landmark_choice(in[0], landmarks, length, block, 2);
+      return landmark_attention({in[0], in[1], in[2], {}, landmarks, {}, {}, blocks},
+                                {.block_size = block, .scale = 1 / std::sqrt(static_cast<double>(kWidth))});
     });
     add("gated_delta_rule", heads(4, kWidth / 4), [](const Tensors& in) {
       const Tensor rate = full({1, 4, in[0].dim(2)}, 0.01, DType::f32, in[0].device());

@@ -89,7 +89,7 @@ class Backward {
   void pull_back(const HeadTile<T>& at, T* memory, int32_t* lists, Gradients& sums) const {
     const QueryTile& tile = at.tile;
     Workspace<T> scratch{memory};
-    T *const delta = scratch.take(s_.tile_queries()), *const own = scratch.take(s_.tile_queries() * s_.dh);
+    T *const delta = scratch.take(s_.tile), *const own = scratch.take(s_.tile * s_.dh);
     const Rows<T> dlandmark_q =
         a_.dlandmark_q ? at.rows_of(a_, a_.dlandmark_q, a_.dlandmark_q_strides).from(tile.first) : Rows<T>{own, s_.dh};
     const Task task{.at = at,

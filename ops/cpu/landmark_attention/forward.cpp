@@ -48,8 +48,8 @@ class Forward {
                     .results = scratch.take(rows_ * s_.dh),
                     .weights = scratch.take(rows_ * width_),
                     .factors = scratch.take(width_),
-                    .maximum = scratch.take(s_.tile_queries()),
-                    .sum = scratch.take(s_.tile_queries())};
+                    .maximum = scratch.take(s_.tile),
+                    .sum = scratch.take(s_.tile)};
     const Readers readers(s_, at.tile, at.blocks, a_.K, lists);
     const auto prepare = [&](int64_t block, int64_t columns) {
       if (at.tile.count > 1) pack_transposed(at.k.from(block * s_.W), columns, s_.dh, task.keys, width_);

@@ -20,9 +20,7 @@ struct QueryTile {
   int64_t first, count, position;
 
   QueryTile(const LandmarkShape& s, int64_t index)
-      : first(index * s.tile_queries()),
-        count(std::min(s.tile_queries(), s.Lq - first)),
-        position(s.offset() + first) {}
+      : first(index * s.tile), count(std::min(s.tile, s.Lq - first)), position(s.offset() + first) {}
   /// The first query of the tile that stands behind block m.
   int64_t behind(const LandmarkShape& s, int64_t m) const {
     return std::clamp<int64_t>((m + 1) * s.W - position, 0, count);
@@ -50,7 +48,7 @@ class Readers {
       : s_(s), tile_(tile), places_(memory) {
     for (int64_t i = 0; i < tile.count; ++i) places_[i] = static_cast<int32_t>(i);
     if (!blocks) return;
-    begins_ = memory + s.tile_queries();
+    begins_ = memory + s.tile;
     queries_ = begins_ + s.M + 2;
     sort(blocks, K);
   }
