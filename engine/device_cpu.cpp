@@ -8,6 +8,7 @@
 #include "engine/convert.h"
 #include "engine/device.h"
 #include "engine/for_dtype.h"
+#include "engine/parallel.h"
 #include "engine/reduce_cpu.h"
 #include "engine/strided.h"
 

@@ -12,7 +12,6 @@
 
 #include "engine/autograd.h"
 #include "engine/error.h"
-#include "engine/parallel.h"
 #include "engine/sample.h"
 #include "engine/tensor.h"
 
@@ -25,13 +24,6 @@ struct fmt::formatter<margay::Tensor> : fmt::formatter<std::string> {
 };
 
 namespace margay {
-
-/// The devices this build has kernels for.
-#ifdef MARGAY_CUDA
-using Devices = Types<Cpu, Cuda>;
-#else
-using Devices = Types<Cpu>;
-#endif
 
 /// Whether this build carries the samples of its ops: where the command or the tests are built.
 #ifdef MARGAY_OP_SAMPLES
@@ -80,12 +72,9 @@ class Op {
 
   /// Fills an argument struct Args<T>, T the dtype of `like`, and runs its kernel on the device of `like`.
   /// Args may name the dtypes it exists for (`using dtypes = Types<...>`, the same for every T); else the device's
-  /// float dtypes count. Throws OpError where there is no kernel for device and dtype.
+  /// float dtypes count. Throws OpError where there is no kernel for device and dtype. Defined in engine/launch.h.
   template <template <class> class Args, class Fill>
-  void launch(const Tensor& like, const Fill& fill) const {
-    const OpScope scope(name_);
-    if (!launch_on<Args>(like, fill, Devices{})) fail("device", "one with a kernel for it", describe(like));
-  }
+  void launch(const Tensor& like, const Fill& fill) const;
 
   /// Puts `y` on the tape as the result of this op on `inputs`; returns it. `vjp` takes the cotangent of y
   /// (const Tensor&), or a VjpContext where it needs more, and returns one gradient per input.
@@ -144,38 +133,6 @@ class Op {
           layout);
     } else {
       Graph::record(name_, outputs, inputs, std::forward<VjpFunction>(vjp), layout);
-    }
-  }
-
-  static Cpu context(Types<Cpu>, const Tensor&) { return Cpu{num_threads()}; }
-  static Cuda context(Types<Cuda>, const Tensor& like) {
-    return Cuda{backend(like.device()).stream(), like.device().index};
-  }
-
-  template <template <class> class Args, class Fill, class... Ds>
-  bool launch_on(const Tensor& like, const Fill& fill, Types<Ds...>) const {
-    return (... || (like.device().type == Ds::type && launch_typed<Args, Ds>(like, fill)));
-  }
-  template <template <class> class Args, class D, class Fill>
-  bool launch_typed(const Tensor& like, const Fill& fill) const {
-    if constexpr (requires { typename Args<float>::dtypes; })
-      return launch_as<Args, D>(like, fill, typename Args<float>::dtypes{});
-    else
-      return launch_as<Args, D>(like, fill, typename D::dtypes{});
-  }
-  template <template <class> class Args, class D, class Fill, class... Ts>
-  bool launch_as(const Tensor& like, const Fill& fill, Types<Ts...>) const {
-    return (... || (like.dtype() == dtype_of<Ts> && run_kernel<Args<Ts>, D, Ts>(like, fill)));
-  }
-  template <class Arguments, class D, class T, class Fill>
-  bool run_kernel(const Tensor& like, const Fill& fill) const {
-    if constexpr (requires(Arguments & a) { run(D{}, a); }) {
-      Arguments arguments{};
-      fill.template operator()<T>(arguments);
-      run(context(Types<D>{}, like), arguments);
-      return true;
-    } else {
-      return false;
     }
   }
 

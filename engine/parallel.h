@@ -1,33 +1,37 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 #include "engine/types.h"
 
 namespace margay {
 
-/// Threads that CPU kernels may use: 1 without OpenMP, else the number of cores unless set. May exceed the cores.
+/// Threads that CPU kernels may use: the number of cores unless set, 1 in a build without threads. May exceed the
+/// cores.
 int num_threads();
 void set_num_threads(int threads);
+
+/// A function on pieces, its type forgotten.
+struct PieceBody {
+  const void* body;
+  void (*call)(const void* body, int64_t piece);
+};
+
+/// parallel_for of more than one thread and piece.
+void run_pieces(int threads, int64_t pieces, PieceBody body);
 
 /// Calls body(piece) once for every piece in [0, pieces), in any order, on up to `cpu.threads` threads.
 ///
 /// Results must be the same bits for any number of threads: so the caller cuts its work into pieces by shape only, each
 /// piece writes its own memory, and sums over pieces are made afterwards in the order of the pieces.
-/// `body` must not throw. Calls inside a piece run serially.
+/// `body` must not throw. Calls inside a piece run serially, and so do calls while another thread's are running.
 template <class Body>
-void parallel_for([[maybe_unused]] Cpu cpu, int64_t pieces, const Body& body) {
-#ifdef _OPENMP
-  const int threads = static_cast<int>(std::min<int64_t>(cpu.threads, pieces));
-  if (threads > 1 && !omp_in_parallel()) {
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-    for (int64_t piece = 0; piece < pieces; ++piece) body(piece);
+void parallel_for(Cpu cpu, int64_t pieces, const Body& body) {
+  if (cpu.threads > 1 && pieces > 1) {
+    const auto call = [](const void* b, int64_t piece) { (*static_cast<const Body*>(b))(piece); };
+    run_pieces(static_cast<int>(std::min<int64_t>(cpu.threads, pieces)), pieces, {&body, call});
     return;
   }
-#endif
   for (int64_t piece = 0; piece < pieces; ++piece) body(piece);
 }
 

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "engine/device.h"
+#include "engine/parallel.h"
 #include "engine/reduction_axes.h"
 #include "engine/scratch.h"
 #include "engine/strided.h"

@@ -2,6 +2,8 @@
 
 #include <vector>
 
+#include "engine/launch.h"
+
 namespace margay {
 namespace {
 

@@ -3,6 +3,7 @@
 #include <limits>
 #include <vector>
 
+#include "engine/launch.h"
 #include "ops/view.h"
 
 namespace margay {

@@ -1,5 +1,6 @@
 #include "ops/binary.h"
 
+#include "engine/launch.h"
 #include "ops/unary.h"
 
 namespace margay {

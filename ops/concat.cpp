@@ -5,7 +5,7 @@
 #include <utility>
 #include <vector>
 
-#include "engine/op.h"
+#include "engine/launch.h"
 #include "ops/view.h"
 
 namespace margay {

@@ -1,5 +1,7 @@
 #include "ops/conv1d_causal.h"
 
+#include "engine/launch.h"
+
 namespace margay {
 namespace {
 

@@ -1,5 +1,6 @@
 #include "ops/cross_entropy.h"
 
+#include "engine/launch.h"
 #include "ops/label_rows.h"
 
 namespace margay {

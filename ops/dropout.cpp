@@ -1,5 +1,7 @@
 #include "ops/dropout.h"
 
+#include "engine/launch.h"
+
 namespace margay {
 namespace {
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "engine/launch.h"
 #include "ops/binary.h"
 #include "ops/conv1d_causal.h"
 #include "ops/pad.h"

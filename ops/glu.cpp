@@ -1,5 +1,7 @@
 #include "ops/glu.h"
 
+#include "engine/launch.h"
+
 namespace margay {
 namespace {
 

@@ -1,5 +1,7 @@
 #include "ops/head_outer.h"
 
+#include "engine/launch.h"
+
 namespace margay {
 namespace {
 

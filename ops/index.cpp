@@ -2,6 +2,8 @@
 
 #include <limits>
 
+#include "engine/launch.h"
+
 namespace margay {
 namespace {
 

@@ -1,5 +1,7 @@
 #include "ops/l2_normalize.h"
 
+#include "engine/launch.h"
+
 namespace margay {
 namespace {
 

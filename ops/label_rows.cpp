@@ -1,5 +1,7 @@
 #include "ops/label_rows.h"
 
+#include "engine/launch.h"
+
 namespace margay {
 
 Tensor label_rows(const Op& op, const Tensor& targets, int64_t classes) {

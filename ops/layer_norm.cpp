@@ -1,5 +1,7 @@
 #include "ops/layer_norm.h"
 
+#include "engine/launch.h"
+
 namespace margay {
 namespace {
 

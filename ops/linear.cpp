@@ -1,5 +1,7 @@
 #include "ops/linear.h"
 
+#include "engine/launch.h"
+
 namespace margay {
 namespace {
 

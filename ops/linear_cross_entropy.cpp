@@ -1,5 +1,6 @@
 #include "ops/linear_cross_entropy.h"
 
+#include "engine/launch.h"
 #include "ops/label_rows.h"
 
 namespace margay {

@@ -1,5 +1,7 @@
 #include "ops/matmul.h"
 
+#include "engine/launch.h"
+
 namespace margay {
 namespace {
 

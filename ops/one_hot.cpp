@@ -1,5 +1,6 @@
 #include "ops/one_hot.h"
 
+#include "engine/launch.h"
 #include "ops/index.h"
 
 namespace margay {

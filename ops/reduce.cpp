@@ -5,6 +5,7 @@
 #include <numeric>
 #include <utility>
 
+#include "engine/launch.h"
 #include "ops/binary.h"
 #include "ops/unary.h"
 #include "ops/where.h"

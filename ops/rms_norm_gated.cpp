@@ -1,5 +1,7 @@
 #include "ops/rms_norm_gated.h"
 
+#include "engine/launch.h"
+
 namespace margay {
 namespace {
 

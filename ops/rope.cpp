@@ -4,6 +4,8 @@
 #include <cmath>
 #include <vector>
 
+#include "engine/launch.h"
+
 namespace margay {
 namespace {
 

@@ -1,5 +1,7 @@
 #include "ops/selective_scan.h"
 
+#include "engine/launch.h"
+
 namespace margay {
 namespace {
 

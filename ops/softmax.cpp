@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "engine/launch.h"
+
 namespace margay {
 namespace {
 

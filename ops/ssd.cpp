@@ -1,5 +1,7 @@
 #include "ops/ssd.h"
 
+#include "engine/launch.h"
+
 namespace margay {
 namespace {
 

@@ -2,6 +2,7 @@
 
 #include <limits>
 
+#include "engine/launch.h"
 #include "ops/argsort.h"
 #include "ops/index.h"
 #include "ops/view.h"

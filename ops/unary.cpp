@@ -1,5 +1,7 @@
 #include "ops/unary.h"
 
+#include "engine/launch.h"
+
 namespace margay {
 namespace {
 

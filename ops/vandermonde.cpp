@@ -1,5 +1,7 @@
 #include "ops/vandermonde.h"
 
+#include "engine/launch.h"
+
 namespace margay {
 namespace {
 

@@ -1,5 +1,7 @@
 #include "ops/where.h"
 
+#include "engine/launch.h"
+
 namespace margay {
 namespace {
 

@@ -1,5 +1,7 @@
 #include "ops/wkv.h"
 
+#include "engine/launch.h"
+
 namespace margay {
 namespace {
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 HEADER = """\
 #pragma once
-#include "engine/op.h"
+#include "engine/launch.h"
 
 namespace margay {
 

@@ -48,7 +48,7 @@ END
     die "CAT reached $(percent "$cat_accuracy") instead of $(percent "$RECALL_GOAL") on mqar-64-cat"
 }
 
-set_up
+set_up margay_cli
 train mqar-64-cat
 train mqar-64-attention
 train lm-kjv-cat

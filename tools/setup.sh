@@ -96,14 +96,14 @@ build_jobs() {
   echo $((cores < memory_gb ? cores : memory_gb))
 }
 
-# build_preset NAME: configures and builds one preset of CMakePresets.json.
+# build_preset NAME TARGET: configures one preset of CMakePresets.json and builds that much of it.
 build_preset() {
   say "Building preset $1"
   cmake --preset "$1" >"$REPO_ROOT/build/configure-$1.log" 2>&1 || {
     tail -n 40 "$REPO_ROOT/build/configure-$1.log" >&2
     die "configuring preset $1 failed; the whole log is build/configure-$1.log"
   }
-  cmake --build --preset "$1" --parallel "$(build_jobs)"
+  cmake --build --preset "$1" --target "$2" --parallel "$(build_jobs)"
 }
 
 # The King James text, one verse a line, printed by Debian's bible-kjv.
@@ -122,12 +122,13 @@ prepare_text() {
   mv "$KJV.part" "$KJV"
 }
 
-# Everything up to a built command. Leaves the shell in the root of the repository.
+# set_up TARGET: everything up to a built TARGET (margay_cli: the command; all: the tests too) and the text. Leaves the
+# shell in the root of the repository.
 set_up() {
   cd "$REPO_ROOT"
   mkdir -p build
   install_packages
   check_tools
-  build_preset release
+  build_preset release "$1"
   prepare_text
 }

@@ -3,6 +3,6 @@
 # shellcheck source-path=SCRIPTDIR source=setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
-set_up
+set_up all
 say 'Running the tests'
-ctest --preset release "$@"
+ctest --preset release --parallel "$(nproc)" "$@"

@@ -1,4 +1,5 @@
 #include "ops/adamw.h"
+#include "engine/parallel.h"
 
 #include <algorithm>
 

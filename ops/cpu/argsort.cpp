@@ -1,4 +1,5 @@
 #include "ops/argsort.h"
+#include "engine/parallel.h"
 
 #include <array>
 #include <bit>

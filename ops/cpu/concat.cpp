@@ -1,4 +1,5 @@
 #include "ops/concat.h"
+#include "engine/parallel.h"
 
 #include <cstring>
 

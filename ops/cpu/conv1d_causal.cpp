@@ -1,4 +1,5 @@
 #include "ops/conv1d_causal.h"
+#include "engine/parallel.h"
 
 #include <utility>
 

@@ -1,4 +1,5 @@
 #include "ops/cross_entropy.h"
+#include "engine/parallel.h"
 
 #include <cmath>
 

@@ -1,4 +1,5 @@
 #include "ops/dropout.h"
+#include "engine/parallel.h"
 
 #include <algorithm>
 

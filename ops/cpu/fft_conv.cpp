@@ -1,4 +1,5 @@
 #include "ops/fft_conv.h"
+#include "engine/parallel.h"
 
 #include "ops/cpu/fft.h"
 

@@ -1,4 +1,5 @@
 #include "ops/gated_delta_rule.h"
+#include "engine/parallel.h"
 
 #include <algorithm>
 

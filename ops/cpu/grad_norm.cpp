@@ -1,4 +1,5 @@
 #include "ops/grad_norm.h"
+#include "engine/parallel.h"
 
 #include <algorithm>
 #include <cmath>

@@ -1,4 +1,5 @@
 #include "ops/head_outer.h"
+#include "engine/parallel.h"
 
 namespace margay::kernels {
 namespace {

@@ -1,4 +1,5 @@
 #include "ops/index.h"
+#include "engine/parallel.h"
 
 #include <algorithm>
 #include <cstring>

@@ -1,4 +1,5 @@
 #include "ops/l2_normalize.h"
+#include "engine/parallel.h"
 
 #include "ops/cpu/row_ops.h"
 

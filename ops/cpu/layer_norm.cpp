@@ -1,4 +1,5 @@
 #include "ops/layer_norm.h"
+#include "engine/parallel.h"
 
 #include "ops/cpu/row_ops.h"
 

@@ -1,4 +1,5 @@
 #include "ops/linear.h"
+#include "engine/parallel.h"
 
 #include <type_traits>
 

@@ -1,4 +1,5 @@
 #include "ops/linear_cross_entropy.h"
+#include "engine/parallel.h"
 
 #include <cmath>
 

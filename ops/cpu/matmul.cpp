@@ -1,4 +1,5 @@
 #include "ops/matmul.h"
+#include "engine/parallel.h"
 
 #include "ops/cpu/parallel_gemm.h"
 

@@ -1,4 +1,5 @@
 #include "ops/one_hot.h"
+#include "engine/parallel.h"
 
 namespace margay::kernels {
 

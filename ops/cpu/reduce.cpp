@@ -1,4 +1,5 @@
 #include "ops/reduce.h"
+#include "engine/parallel.h"
 
 #include "ops/cpu/row_ops.h"
 #include "ops/cpu/simd_math.h"

@@ -1,4 +1,5 @@
 #include "ops/rms_norm.h"
+#include "engine/parallel.h"
 
 #include "ops/cpu/simd.h"
 

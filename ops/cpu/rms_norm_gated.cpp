@@ -1,4 +1,5 @@
 #include "ops/rms_norm_gated.h"
+#include "engine/parallel.h"
 
 #include "ops/cpu/row_ops.h"
 #include "ops/unary_functors.h"

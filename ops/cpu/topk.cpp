@@ -1,4 +1,5 @@
 #include "ops/topk.h"
+#include "engine/parallel.h"
 
 #include "ops/cpu/largest.h"
 

@@ -1,4 +1,5 @@
 #include "ops/unary.h"
+#include "engine/parallel.h"
 
 #include "ops/cpu/lanes.h"
 

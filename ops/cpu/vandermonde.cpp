@@ -1,4 +1,5 @@
 #include "ops/vandermonde.h"
+#include "engine/parallel.h"
 
 #include <array>
 #include <complex>

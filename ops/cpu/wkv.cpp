@@ -1,4 +1,5 @@
 #include "ops/wkv.h"
+#include "engine/parallel.h"
 
 #include "ops/cpu/simd.h"
 

@@ -7,6 +7,7 @@
 #include <limits>
 #include <vector>
 
+#include "engine/parallel.h"
 #include "engine/rng.h"
 #include "ops/cpu/parallel_gemm.h"
 

@@ -1,5 +1,6 @@
 #include <optional>
 
+#include "engine/parallel.h"
 #include "ops/cpu/causal_attention/tile.h"
 
 namespace margay::kernels {

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <limits>
 
+#include "engine/parallel.h"
 #include "ops/cpu/blas.h"
 #include "ops/cpu/causal_attention/tile.h"
 #include "ops/linear_attention.h"

@@ -1,3 +1,4 @@
+#include "engine/parallel.h"
 #include "ops/cpu/selective_scan/block.h"
 #include "ops/unary_functors.h"
 

@@ -1,3 +1,4 @@
+#include "engine/parallel.h"
 #include "ops/cpu/ssd/chunk.h"
 
 namespace margay::kernels {
