@@ -93,7 +93,7 @@ struct LandmarkAttentionFwd : LandmarkAttentionCall<T> {
   int32_t* lists;       // [lists_total()]
 
   int64_t units() const { return this->shape.B * this->shape.H * this->shape.tiles(); }
-  int64_t pieces() const { return std::min(units(), LandmarkShape::kMostPieces); }
+  int64_t pieces() const { return LandmarkShape::pieces(units(), scratch_size()); }
   /// Of a piece: transposed keys, queries and results of some rows, weights, dropout of a row, maxima and sums of a
   /// tile.
   int64_t scratch_size() const {
@@ -128,7 +128,7 @@ struct LandmarkAttentionBwd : LandmarkAttentionCall<T> {
     return std::clamp<int64_t>(std::min({enough_units / heads, fitting, this->reads() / reads_per_group}), 1, tiles);
   }
   int64_t units() const { return this->shape.B * this->shape.H * groups(); }
-  int64_t pieces() const { return std::min(units(), LandmarkShape::kMostPieces); }
+  int64_t pieces() const { return LandmarkShape::pieces(units(), scratch_size()); }
   /// Of a piece: transposed keys and values; queries, cotangents and gradients of some rows; weights and their
   /// gradients; dropout of a row; of a tile: rowsum(dy y), and gradients of landmark_q.
   int64_t scratch_size() const {

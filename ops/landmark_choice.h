@@ -25,7 +25,7 @@ struct LandmarkChoice {
 
   static constexpr int64_t kRows = 64, kColumns = 256;  // of a tile of products
   int64_t units() const { return shape.B * shape.H * shape.tiles(); }
-  int64_t pieces() const { return std::min(units(), LandmarkShape::kMostPieces); }
+  int64_t pieces() const { return LandmarkShape::pieces(units(), scratch_size()); }
   /// Of a piece: transposed landmarks, products, and the largest ones of each query.
   int64_t scratch_size() const { return (shape.dh + kRows) * kColumns + shape.tile * count; }
   int64_t workspace_size() const { return pieces() * scratch_size(); }

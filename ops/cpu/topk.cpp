@@ -1,6 +1,6 @@
 #include "ops/topk.h"
-#include "engine/parallel.h"
 
+#include "engine/parallel.h"
 #include "ops/cpu/largest.h"
 
 namespace margay::kernels {

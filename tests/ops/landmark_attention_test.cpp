@@ -75,11 +75,12 @@ Seen seen_by(const Case& c, const std::vector<int32_t>& lists, int64_t row) {
   Seen seen;
   const int64_t position = c.Lk - c.Lq + row % c.Lq, own = position / c.W;
   std::vector<int64_t> blocks;
-  for (int64_t m = 0; m < own; ++m) {
-    const auto begin = lists.begin() + static_cast<long>(row * c.K);
-    if (c.K < 0 || std::find(begin, begin + static_cast<long>(c.K), m) != begin + static_cast<long>(c.K))
-      blocks.push_back(m);
-  }
+  const auto listed = [&](int64_t m) {
+    const auto begin = lists.begin() + static_cast<long>(row * c.K), end = begin + static_cast<long>(c.K);
+    return std::find(begin, end, m) != end;
+  };
+  for (int64_t m = 0; m < own; ++m)
+    if (c.K < 0 || listed(m)) blocks.push_back(m);
   for (const int64_t m : blocks)
     for (int64_t j = m * c.W; j < (m + 1) * c.W; ++j) seen.keys.push_back(j), seen.blocks.push_back(m);
   for (int64_t j = own * c.W; j <= position; ++j) seen.keys.push_back(j), seen.blocks.push_back(-1);
