@@ -17,12 +17,13 @@
 
 namespace margay::cli {
 
-extern const Verb kTrain, kEval, kInit, kGen, kForward, kBackward, kSample, kPlot, kList, kInfo, kGraph, kBench;
+extern const Verb kTrain, kEval, kInit, kGen, kForward, kBackward, kSample, kPlot, kList, kInfo, kGraph, kBench,
+    kImport, kExport;
 
 namespace {
 
-constexpr std::array kVerbs = {&kTrain, &kEval,  &kSample, &kPlot, &kInfo,    &kList,
-                               &kGraph, &kBench, &kInit,   &kGen,  &kForward, &kBackward};
+constexpr std::array kVerbs = {&kTrain, &kEval, &kSample, &kPlot,    &kInfo,     &kList,   &kGraph,
+                               &kBench, &kInit, &kGen,    &kForward, &kBackward, &kImport, &kExport};
 constexpr std::string_view kVersion = "margay 0.1.0";
 
 /// Exit codes, as the README lists them.
