@@ -2,6 +2,8 @@
 
 #include <array>
 
+#include "engine/launch.h"
+
 namespace margay {
 namespace {
 

@@ -3,6 +3,8 @@
 #include <array>
 #include <limits>
 
+#include "engine/launch.h"
+
 namespace margay {
 namespace {
 

@@ -1,5 +1,7 @@
 #include "ops/landmark_pool.h"
 
+#include "engine/launch.h"
+
 namespace margay {
 namespace {
 

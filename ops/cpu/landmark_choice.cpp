@@ -1,4 +1,5 @@
 #include "ops/landmark_choice.h"
+#include "engine/parallel.h"
 
 #include "ops/cpu/band_product.h"
 #include "ops/cpu/head_rows.h"

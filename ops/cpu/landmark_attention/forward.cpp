@@ -1,3 +1,4 @@
+#include "engine/parallel.h"
 #include "ops/cpu/landmark_attention/row_softmax.h"
 #include "ops/cpu/landmark_attention/tile.h"
 
