@@ -32,7 +32,7 @@ constexpr auto kDtypes = std::to_array<FormatDtype>({{"F32", 32, DType::f32},
                                                      {"I32", 32, DType::i32},
                                                      {"I64", 64, DType::i64},
                                                      {"BOOL", 8, DType::boolean},
-                                                     {"F16", 16},
+                                                     {"F16", 16, DType::f32},
                                                      {"U8", 8},
                                                      {"I8", 8},
                                                      {"U16", 16},
@@ -292,6 +292,11 @@ std::string make_safetensors_header(std::span<const SafetensorsEntry> entries,
   std::string text(kLengthBytes, '\0');
   std::memcpy(text.data(), &length, kLengthBytes);
   return text + json;
+}
+
+int64_t safetensors_bits(std::string_view dtype_name) {
+  const FormatDtype* dtype = find_dtype(dtype_name);
+  return dtype ? dtype->bits : 0;
 }
 
 std::string_view safetensors_dtype(DType dtype) {

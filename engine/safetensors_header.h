@@ -16,7 +16,7 @@ namespace margay {
 struct SafetensorsEntry {
   std::string name;
   std::string dtype_name;      // as in the file, e.g. "F32"
-  std::optional<DType> dtype;  // none for a dtype of the format that this library does not have, e.g. F16
+  std::optional<DType> dtype;  // what its elements are read as; none for a dtype that cannot be read, e.g. U8
   Shape shape;
   int64_t begin = 0, end = 0;
 };
@@ -37,6 +37,9 @@ SafetensorsHeader parse_safetensors_header(std::span<const uint8_t> file, std::s
 /// Throws OpError (op "save_safetensors") for names and metadata that could not be read back.
 std::string make_safetensors_header(std::span<const SafetensorsEntry> entries,
                                     const std::map<std::string, std::string>& metadata);
+
+/// Bits of an element of a dtype of the format; 0 for a name that is none.
+int64_t safetensors_bits(std::string_view dtype_name);
 
 /// The format's name for a dtype, e.g. "F32".
 std::string_view safetensors_dtype(DType dtype);

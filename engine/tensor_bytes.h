@@ -20,4 +20,8 @@ void with_tensor_bytes(const Tensor& tensor, const Use& use) {
 Tensor tensor_from_bytes(std::span<const uint8_t> bytes, DType dtype, const Shape& shape, Device device,
                          std::string_view path);
 
+/// An f32 tensor of as many IEEE half-precision numbers, little-endian; all of their values are kept, and the payload
+/// of a NaN.
+Tensor tensor_from_halves(std::span<const uint8_t> bytes, const Shape& shape, Device device);
+
 }  // namespace margay

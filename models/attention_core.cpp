@@ -22,14 +22,53 @@ Initializer residual_projection_init(const ModelConfig& config) {
   return init::normal(0.02 / std::sqrt(2.0 * static_cast<double>(config.n_layers)));
 }
 
-QkvProjection::QkvProjection(const Scope& scope, int64_t d_model, bool bias)
-    : q(scope / "q_proj", d_model, d_model, bias, projection_init()),
-      k(scope / "k_proj", d_model, d_model, bias, projection_init()),
-      v(scope / "v_proj", d_model, d_model, bias, projection_init()) {}
+QkvProjection::QkvProjection(const ModelConfig& config, const Scope& scope)
+    : by_head_(config.backbone == "gpt_neox"), heads_(config.n_heads) {
+  const int64_t width = config.d_model;
+  if (by_head_) {
+    parts_.emplace_back(scope / "query_key_value", width, 3 * width, true, init::small(width));
+  } else {
+    for (const char* name : {"q_proj", "k_proj", "v_proj"})
+      parts_.emplace_back(scope / name, width, width, true, projection_init());
+  }
+}
 
 Tensor QkvProjection::packed(const Tensor& x) const {
-  const Tensor bias = q.bias.defined() ? concat({q.bias, k.bias, v.bias}, 0) : Tensor();
-  return linear(x, concat({q.weight, k.weight, v.weight}, 0), bias);
+  if (by_head_) return parts_[0](x);
+  return linear(x, concat({parts_[0].weight, parts_[1].weight, parts_[2].weight}, 0),
+                concat({parts_[0].bias, parts_[1].bias, parts_[2].bias}, 0));
+}
+
+Qkv QkvProjection::heads(const Tensor& packed) const {
+  if (!by_head_) {
+    const Tensors qkv = chunk(packed, -1, 3);
+    return {split_heads(qkv[0], heads_), split_heads(qkv[1], heads_), split_heads(qkv[2], heads_)};
+  }
+  const Tensors qkv = chunk(reshape(packed, {packed.dim(0), packed.dim(1), heads_, packed.dim(2) / heads_}), -1, 3);
+  return {transpose(qkv[0], 1, 2), transpose(qkv[1], 1, 2), transpose(qkv[2], 1, 2)};
+}
+
+Tensor QkvProjection::pack(const Tensors& rows) const {
+  if (!by_head_) return concat(rows, 0);
+  Tensors by_head;  // [H, elements of a head] each
+  Shape shape = rows[0].shape();
+  shape[0] = std::max(shape[0], heads_);
+  for (const Tensor& t : rows) by_head.push_back(reshape(t.dim(0) == 1 ? expand(t, shape) : t, {heads_, -1}));
+  return reshape(concat(by_head, 1), shape.with(0, 3 * shape[0]));
+}
+
+Linear QkvProjection::letter(size_t letter) const {
+  if (!by_head_) return parts_[letter];
+  const auto own = [&](const Tensor& rows) {
+    return reshape(chunk(reshape(rows, {heads_, -1}), 1, 3)[letter], rows.shape().with(0, rows.dim(0) / 3));
+  };
+  return {own(parts_[0].weight), own(parts_[0].bias)};
+}
+
+Linear output_projection(const ModelConfig& config, const Scope& scope) {
+  const int64_t width = config.d_model;
+  if (config.backbone == "gpt_neox") return {scope / "dense", width, width, true, init::wang(width, config.n_layers)};
+  return {scope / "out_proj", width, width, true, residual_projection_init(config)};
 }
 
 Rope::Rope(const ModelConfig& config) : config_(config), rotary_dims_(0) {

@@ -1,5 +1,6 @@
 #pragma once
 #include <memory>
+#include <vector>
 
 #include "models/layers.h"
 #include "models/mixer.h"
@@ -18,14 +19,29 @@ Tensor split_heads(const Tensor& x, int64_t heads);
 /// [B, H, T, dh] -> [B, T, H * dh].
 Tensor merge_heads(const Tensor& x);
 
-/// The query, key and value projections of attention-like mixers.
-struct QkvProjection {
-  Linear q, k, v;
-
-  QkvProjection(const Scope& scope, int64_t d_model, bool bias);
-  /// All three of x [B, T, d] in one product: [B, T, 3d].
+/// The query, key and value projections of attention-like mixers, with biases: three matrices one after the other, or,
+/// in gpt_neox, one matrix whose rows are those of q, k and v of head 0, then those of head 1, and so on.
+class QkvProjection {
+ public:
+  QkvProjection(const ModelConfig& config, const Scope& scope);
+  /// All three of x [B, T, d] in one product: [B, T, 3d], channels in the order of the rows.
   Tensor packed(const Tensor& x) const;
+  /// What has the channels of packed(), cut into heads.
+  Qkv heads(const Tensor& packed) const;
+  /// Things that belong to the channels of q, k and v, in the order of packed(): each [d, ..], [H, ..] or [1, ..],
+  /// which stands for every head -> three times as many rows.
+  Tensor pack(const Tensors& rows) const;
+  /// The projection to queries, keys or values alone: letter 0, 1 or 2.
+  Linear letter(size_t letter) const;
+
+ private:
+  bool by_head_;
+  int64_t heads_;
+  std::vector<Linear> parts_;  // q, k, v, or the one matrix of all
 };
+
+/// The projection of attention's result, back into the residual stream.
+Linear output_projection(const ModelConfig& config, const Scope& scope);
 
 /// Rotary position embedding of a model; its tables are kept.
 class Rope {
@@ -96,7 +112,7 @@ class AttentionCore {
 };
 
 /// N(0, 0.02^2), and that divided by sqrt(2 n_layers) for projections back into the residual stream, so that its
-/// variance does not grow with depth (GPT-2's rule).
+/// variance does not grow with depth (GPT-2's rule). The weights of gpt_neox have initial values of their own.
 Initializer projection_init();
 Initializer residual_projection_init(const ModelConfig& config);
 

@@ -13,9 +13,7 @@ struct CatState : MixerState {
 class Cat : public Mixer {
  public:
   Cat(const ModelConfig& config, const Scope& scope)
-      : front_(config, scope),
-        core_(config, scope, 0, front_.beta()),
-        out_(scope / "out_proj", config.d_model, config.d_model, true, residual_projection_init(config)) {}
+      : front_(config, scope), core_(config, scope, 0, front_.beta()), out_(output_projection(config, scope)) {}
 
   Tensor forward(const Tensor& x, const ForwardContext& context, MixerState* state) const override {
     auto* const cat = static_cast<CatState*>(state);

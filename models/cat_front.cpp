@@ -17,7 +17,7 @@ constexpr size_t kValue = 2;
 }  // namespace
 
 CatFront::CatFront(const ModelConfig& config, const Scope& scope)
-    : options_(config.cat), heads_(config.n_heads), projection_(scope, config.d_model, true) {
+    : options_(config.cat), heads_(config.n_heads), projection_(config, scope) {
   for (size_t i = 0; i < 3; ++i)
     if (options_.conv_on.find(kLetters[i]) != std::string::npos)
       conv_[i].emplace(scope / ("conv_" + std::string(1, kLetters[i])), config);
@@ -28,42 +28,50 @@ CatFront::CatFront(const ModelConfig& config, const Scope& scope)
 }
 
 Qkv CatFront::operator()(const Tensor& x, CatFrontState* state) const {
-  Tensors qkv;
-  if (options_.conv_site == "post") {
-    qkv = chunk(project_then_filter(x, state), -1, 3);
-  } else {
-    for (size_t i = 0; i < 3; ++i) qkv.push_back(filter_then_project(x, i, state));
-  }
-  for (Tensor& t : qkv) t = split_heads(t, heads_);
-  if (beta_.defined()) return {l2_normalize(qkv[0]), l2_normalize(qkv[1]), qkv[2]};
-  return {qkv[0], qkv[1], qkv[2]};
+  const Qkv qkv = options_.conv_site == "post" ? project_then_filter(x, state) : filter_then_project(x, state);
+  if (beta_.defined()) return {l2_normalize(qkv.q), l2_normalize(qkv.k), qkv.v};
+  return qkv;
 }
 
-// [B, T, 3d]: the filtered projections side by side.
-Tensor CatFront::project_then_filter(const Tensor& x, CatFrontState* state) const {
-  Tensor packed;
-  if (options_.qk_norm == "l2_input") {
-    const Tensor rows = l2_normalize(x);
-    packed = concat({projection_.q(rows), projection_.k(rows), projection_.v(x)}, -1);
-  } else {
-    packed = projection_.packed(x);
-  }
-  if (conv_[0] && conv_[1] && conv_[2]) {
+Qkv CatFront::project_then_filter(const Tensor& x, CatFrontState* state) const {
+  const bool unit_rows = options_.qk_norm == "l2_input";
+  if (conv_[0] && conv_[1] && conv_[2] && !unit_rows) {
     // All filters in one pass: three times as many groups of channels.
-    const Tensor weight = concat({conv_[0]->grouped(), conv_[1]->grouped(), conv_[2]->grouped()}, 0);
+    const Tensor packed = projection_.packed(x);
+    const Tensor weight = projection_.pack({conv_[0]->grouped(), conv_[1]->grouped(), conv_[2]->grouped()});
     const Tensor bias =
-        conv_[0]->bias.defined() ? concat({conv_[0]->bias, conv_[1]->bias, conv_[2]->bias}, 0) : Tensor();
-    return conv1d_causal(packed, weight, bias, state ? state->packed.advance(packed, weight.dim(-1)) : Tensor());
+        conv_[0]->bias.defined() ? projection_.pack({conv_[0]->bias, conv_[1]->bias, conv_[2]->bias}) : Tensor();
+    const Tensor initial = state ? state->packed.advance(packed, weight.dim(-1)) : Tensor();
+    return projection_.heads(conv1d_causal(packed, weight, bias, initial));
   }
-  Tensors parts = chunk(packed, -1, 3);
-  for (size_t i = 0; i < 3; ++i)
-    if (conv_[i]) parts[i] = (*conv_[i])(parts[i], state ? &state->single[i] : nullptr);
-  return concat(parts, -1);
+  Qkv qkv;
+  if (unit_rows) {
+    const Tensor rows = l2_normalize(x);
+    const auto project = [&](const Tensor& u, size_t letter) {
+      return split_heads(projection_.letter(letter)(u), heads_);
+    };
+    qkv = {project(rows, 0), project(rows, 1), project(x, 2)};
+  } else {
+    qkv = projection_.heads(projection_.packed(x));
+  }
+  const auto filter = [&](Tensor& heads, size_t letter) {
+    if (!conv_[letter]) return;
+    heads = split_heads((*conv_[letter])(merge_heads(heads), state ? &state->single[letter] : nullptr), heads_);
+  };
+  filter(qkv.q, 0);
+  filter(qkv.k, 1);
+  filter(qkv.v, 2);
+  return qkv;
 }
 
-// The projection of the filtered input for one of q, k, v: [B, T, d].
+Qkv CatFront::filter_then_project(const Tensor& x, CatFrontState* state) const {
+  const auto letter = [&](size_t i) { return split_heads(filter_then_project(x, i, state), heads_); };
+  return {letter(0), letter(1), letter(2)};
+}
+
+// For one of q, k, v: [B, T, d].
 Tensor CatFront::filter_then_project(const Tensor& x, size_t letter, CatFrontState* state) const {
-  const Linear& project = letter == 0 ? projection_.q : letter == 1 ? projection_.k : projection_.v;
+  const Linear project = projection_.letter(letter);
   const bool normalise = options_.qk_norm == "l2_input" && letter != kValue;
   const auto rows = [&](const Tensor& u) { return normalise ? l2_normalize(u) : u; };
   if (!conv_[letter]) return project(rows(x));

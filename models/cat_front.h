@@ -23,7 +23,8 @@ class CatFront {
   const Tensor& beta() const { return beta_; }
 
  private:
-  Tensor project_then_filter(const Tensor& x, CatFrontState* state) const;
+  Qkv project_then_filter(const Tensor& x, CatFrontState* state) const;
+  Qkv filter_then_project(const Tensor& x, CatFrontState* state) const;
   Tensor filter_then_project(const Tensor& x, size_t letter, CatFrontState* state) const;
 
   CatConfig options_;

@@ -77,6 +77,7 @@ std::vector<ConfigKey> keys_of(ModelConfig& m) {
       {"model.mlp", &m.mlp, one_of({"none", "identity", "gelu", "swiglu"})},
       {"model.mlp_ratio", &m.mlp_ratio, real_between(0, 1024)},
       {"model.tie_embeddings", &m.tie_embeddings},
+      {"model.final_norm", &m.final_norm, one_of({"layer_norm", "rms_norm"})},
       {"model.dropout_embed", &m.dropout_embed, share},
       {"model.dropout_residual", &m.dropout_residual, share},
       {"model.dropout_attention", &m.dropout_attention, share},

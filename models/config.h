@@ -94,7 +94,8 @@ struct ModelConfig {
   std::string mlp = "none";       ///< none | identity (zoology's residual of the norm) | gelu | swiglu
   double mlp_ratio = 4.0;         ///< hidden width of the MLP / d_model
   bool tie_embeddings = true;     ///< the head uses the embedding matrix (zoology)
-  double dropout_embed = 0.0;     ///< shares of elements dropped in training
+  std::string final_norm = "layer_norm";  ///< before the head (zoology): layer_norm | rms_norm
+  double dropout_embed = 0.0;             ///< shares of elements dropped in training
   double dropout_residual = 0.0;
   double dropout_attention = 0.0;
   CatConfig cat;

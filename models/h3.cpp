@@ -32,7 +32,7 @@ class H3 : public Mixer {
   H3(const ModelConfig& config, const Scope& scope)
       : heads_(heads_of(config)),
         head_dim_(config.h3.head_dim),
-        projection_(scope, config.d_model, true),
+        projection_(config, scope),
         shift_(scope / "shift", config),
         ssm_(scope / "diag", heads_, checked_states("model.h3.d_state", config.h3.d_state), "lin",
              Discretization::bilinear),

@@ -25,6 +25,12 @@ Initializer identity_filter(int64_t width, double std) {
 
 Initializer uniform_by_fan_in(int64_t fan_in) { return uniform(1 / std::sqrt(static_cast<double>(fan_in))); }
 
+Initializer small(int64_t d_model) { return normal(std::sqrt(2 / (5 * static_cast<double>(d_model)))); }
+
+Initializer wang(int64_t d_model, int64_t n_layers) {
+  return normal(2 / (static_cast<double>(n_layers) * std::sqrt(static_cast<double>(d_model))));
+}
+
 Initializer log_of_uniform(double low, double high) {
   return [low, high](RandomStream& random, int64_t) { return std::log(low + (high - low) * random.uniform64()); };
 }

@@ -24,6 +24,10 @@ Initializer uniform(double bound);
 Initializer identity_filter(int64_t width, double std);
 /// U(-1 / sqrt(fan_in), 1 / sqrt(fan_in)).
 Initializer uniform_by_fan_in(int64_t fan_in);
+/// N(0, 2 / (5 d)) for the weights of a model of width d (Nguyen & Salazar 2019, arXiv:1910.05895), and N(0, (2 / (n
+/// sqrt(d)))^2) for projections back into the residual stream of n layers: the rules of GPT-NeoX.
+Initializer small(int64_t d_model);
+Initializer wang(int64_t d_model, int64_t n_layers);
 /// ln of U(low, high).
 Initializer log_of_uniform(double low, double high);
 /// ln(1), ln(2), ..., ln(period), and again: the rates of S4D-real's diagonal, A = -e^A_log.

@@ -6,6 +6,15 @@
 
 namespace margay {
 
+std::vector<ParameterShape> parameter_shapes(const ModelConfig& config) {
+  validate(config);
+  Parameters parameters;
+  make_backbone(config, Scope::of_shapes(parameters));
+  std::vector<ParameterShape> shapes;
+  for (const Parameter& parameter : parameters) shapes.push_back({parameter.name, parameter.value.shape()});
+  return shapes;
+}
+
 LanguageModel::LanguageModel(const ModelConfig& config, uint64_t seed, DType dtype, Device device)
     : config_(config), device_(device) {
   validate(config);

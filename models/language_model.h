@@ -8,6 +8,16 @@
 
 namespace margay {
 
+/// Name and shape of a parameter.
+struct ParameterShape {
+  std::string name;
+  Shape shape;
+};
+
+/// The parameters of the model of a config, in the order of their declaration, without the memory that their values
+/// take. Throws ConfigError as LanguageModel does.
+std::vector<ParameterShape> parameter_shapes(const ModelConfig& config);
+
 /// A causal language model: a backbone of mixers, and a head that gives every token's logits.
 class LanguageModel {
  public:

@@ -1,4 +1,6 @@
 #pragma once
+#include <utility>
+
 #include "models/parameter.h"
 
 namespace margay {
@@ -9,6 +11,8 @@ struct Linear {
 
   /// Biases start at 0.
   Linear(const Scope& scope, int64_t in, int64_t out, bool with_bias, const Initializer& weight_init);
+  /// With parameters that are declared elsewhere.
+  Linear(Tensor its_weight, Tensor its_bias) : weight(std::move(its_weight)), bias(std::move(its_bias)) {}
   Tensor operator()(const Tensor& x) const;
 };
 

@@ -14,9 +14,7 @@ struct LincatState : MixerState {
 class Lincat : public Mixer {
  public:
   Lincat(const ModelConfig& config, const Scope& scope)
-      : front_(config, scope),
-        core_(config, front_.beta()),
-        out_(scope / "out_proj", config.d_model, config.d_model, true, residual_projection_init(config)) {}
+      : front_(config, scope), core_(config, front_.beta()), out_(output_projection(config, scope)) {}
 
   Tensor forward(const Tensor& x, const ForwardContext&, MixerState* state) const override {
     auto* const lincat = static_cast<LincatState*>(state);

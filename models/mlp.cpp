@@ -5,18 +5,15 @@
 #include "ops/unary.h"
 
 namespace margay {
-namespace {
 
-int64_t hidden(const ModelConfig& config) {
+int64_t mlp_width(const ModelConfig& config) {
   return static_cast<int64_t>(config.mlp_ratio * static_cast<double>(config.d_model));
 }
 
-}  // namespace
-
 Mlp::Mlp(const Scope& scope, const ModelConfig& config)
     : gated_(config.mlp == "swiglu"),
-      fc1_(scope / "fc1", config.d_model, hidden(config) * (gated_ ? 2 : 1), true, projection_init()),
-      fc2_(scope / "fc2", hidden(config), config.d_model, true, residual_projection_init(config)) {}
+      fc1_(scope / "fc1", config.d_model, mlp_width(config) * (gated_ ? 2 : 1), true, projection_init()),
+      fc2_(scope / "fc2", mlp_width(config), config.d_model, true, residual_projection_init(config)) {}
 
 Tensor Mlp::operator()(const Tensor& x) const {
   const Tensor h = fc1_(x);

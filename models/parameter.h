@@ -26,6 +26,8 @@ class Scope {
  public:
   Scope(Parameters& parameters, uint64_t seed, DType dtype, Device device)
       : parameters_(&parameters), seed_(seed), dtype_(dtype), device_(device) {}
+  /// Without values: what is declared has its name and shape, and all its elements are one zero in memory.
+  static Scope of_shapes(Parameters& parameters);
 
   /// The scope of a child: names below it start with this scope's name and `name`.
   Scope operator/(std::string_view name) const;
@@ -42,11 +44,13 @@ class Scope {
 
  private:
   std::string full_name(std::string_view name) const;
+  Tensor initial_value(const std::string& name, const Shape& shape, const Initializer& initializer) const;
 
   Parameters* parameters_;
   uint64_t seed_;
   DType dtype_;
   Device device_;
+  bool shapes_only_ = false;
   std::string name_;
 };
 

@@ -11,6 +11,7 @@
 #include "models/based.h"
 #include "models/cat.h"
 #include "models/delta_net.h"
+#include "models/gpt_neox.h"
 #include "models/h3.h"
 #include "models/hyena.h"
 #include "models/lcat.h"
@@ -55,7 +56,8 @@ constexpr std::array kMixers{
     Entry<MixerFactory>{"rwkv", make_rwkv},
     Entry<MixerFactory>{"s4d", make_s4d},
 };
-constexpr std::array kBackbones{Entry<BackboneFactory>{"zoology", make_zoology}};
+constexpr std::array kBackbones{Entry<BackboneFactory>{"gpt_neox", make_gpt_neox},
+                                Entry<BackboneFactory>{"zoology", make_zoology}};
 
 template <class Entries>
 auto find(const Entries& entries, std::string_view key, std::string_view name) {

@@ -1,39 +1,14 @@
 #include "models/zoology.h"
 
-#include <fmt/format.h>
-
 #include <optional>
 #include <variant>
 
-#include "engine/error.h"
-#include "models/attention_core.h"
 #include "models/mlp.h"
-#include "ops/binary.h"
-#include "ops/embedding.h"
-#include "ops/layer_norm.h"
-#include "ops/view.h"
+#include "models/residual_stream.h"
+#include "models/token_embedding.h"
 
 namespace margay {
 namespace {
-
-// The residual stream r, and a branch h that is not yet added to it.
-struct Stream {
-  Tensor r, h;
-
-  // Adds the branch, and returns the norm of the sum: one pass over memory.
-  Tensor add_and_norm(const LayerNorm& norm) {
-    if (!h.defined()) return norm(r);
-    Tensors sum_and_norm = add_layer_norm(h, r, norm.weight, norm.bias);
-    r = sum_and_norm[0];
-    h = {};
-    return sum_and_norm[1];
-  }
-  Tensor add_and_norm(const RmsNorm& norm) {
-    if (h.defined()) r = add(r, h);
-    h = {};
-    return norm(r);
-  }
-};
 
 using Norm = std::variant<LayerNorm, RmsNorm>;
 
@@ -57,7 +32,7 @@ class Block {
     if (config.mlp == "gelu" || config.mlp == "swiglu") mlp_.emplace(scope / "mlp", config);
   }
 
-  void operator()(Stream& stream, const ForwardContext& context, MixerState* state) const {
+  void operator()(ResidualStream& stream, const ForwardContext& context, MixerState* state) const {
     if (!stream.r.defined()) {
       stream = {before_(stream.h, context.rng), {}};
     } else if (stream.h.defined()) {
@@ -83,34 +58,26 @@ class Block {
 class Zoology : public Backbone {
  public:
   Zoology(const ModelConfig& config, const Scope& scope)
-      : max_seq_len_(config.max_seq_len),
-        embed_((scope / "embed").parameter("weight", {config.vocab_size, config.d_model}, init::normal(0.02))) {
-    if (config.position == "learned")
-      positions_ = (scope / "pos_embed").parameter("weight", {config.max_seq_len, config.d_model}, init::normal(0.02));
+      : embed_(config, scope / "embed", scope / "pos_embed", init::normal(0.02)) {
     for (int64_t i = 0; i < config.n_layers; ++i) blocks_.emplace_back(config, i, scope / "blocks" / i);
-    final_norm_.emplace(scope / "final_norm", config.d_model);
-    if (!config.tie_embeddings)
-      head_ = (scope / "head").parameter("weight", {config.vocab_size, config.d_model}, init::normal(0.02));
+    final_norm_.emplace(make_norm(config.final_norm == "rms_norm", scope / "final_norm", config.d_model));
+    head_ = config.tie_embeddings
+                ? embed_.weight()
+                : (scope / "head").parameter("weight", {config.vocab_size, config.d_model}, init::normal(0.02));
   }
 
   Tensor trunk(const Tensor& ids, const ForwardContext& context, ModelState* state) const override {
-    const int64_t first = state ? state->position : 0, end = first + ids.dim(1);
-    Stream stream{{}, embedding(embed_, ids)};
-    if (positions_.defined()) {
-      if (end > max_seq_len_)
-        throw ConfigError(
-            fmt::format("sequences must have at most model.max_seq_len = {} tokens with learned positions, "
-                        "got {}",
-                        max_seq_len_, end));
-      stream.h = add(stream.h, slice(positions_, 0, first, end));
-    }
+    const int64_t first = state ? state->position : 0;
+    ResidualStream stream{{}, embed_(ids, first)};
     for (size_t i = 0; i < blocks_.size(); ++i) blocks_[i](stream, context, state ? state->layers[i].get() : nullptr);
-    if (state) state->position = end;
-    return stream.h.defined() ? add(stream.r, stream.h) : stream.r;
+    if (state) state->position = first + ids.dim(1);
+    return stream.sum();
   }
 
-  Tensor final_norm(const Tensor& h) const override { return (*final_norm_)(h); }
-  const Tensor& head() const override { return head_.defined() ? head_ : embed_; }
+  Tensor final_norm(const Tensor& h) const override {
+    return std::visit([&](const auto& norm) { return norm(h); }, *final_norm_);
+  }
+  const Tensor& head() const override { return head_; }
 
   ModelState start(int64_t batch) const override {
     ModelState state;
@@ -119,10 +86,10 @@ class Zoology : public Backbone {
   }
 
  private:
-  int64_t max_seq_len_;
-  Tensor embed_, positions_, head_;
+  TokenEmbedding embed_;
   std::vector<Block> blocks_;
-  std::optional<LayerNorm> final_norm_;
+  std::optional<Norm> final_norm_;
+  Tensor head_;
 };
 
 }  // namespace

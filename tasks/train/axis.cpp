@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <iterator>
 #include <limits>
 
 namespace margay {
@@ -80,7 +81,7 @@ std::string linear_label(double value, double step) {
 std::string label_of(const Axis& axis, double value, double step) {
   if (axis.percent) return fmt::format("{:.{}f} %", 100 * value, axis.log ? 0 : decimals_of(100 * step));
   if (!axis.log) return linear_label(value, step);
-  return value >= 1e-4 && value < 1e6 ? fmt::format("{:.10g}", value) : fmt::format("{:.0e}", value);
+  return value >= 1e-4 && value < 1e5 ? fmt::format("{:.10g}", value) : fmt::format("{:.0e}", value);
 }
 
 }  // namespace
@@ -104,7 +105,13 @@ double axis_share(const Axis& axis, const Range& range, double value) {
 std::vector<Tick> axis_ticks(const Axis& axis, const Range& range, int count) {
   const double step = tick_step(range.high - range.low, count);
   std::vector<Tick> ticks;
-  for (const double value : axis.log ? log_values(range) : linear_values(range, step)) {
+  std::vector<double> values = axis.log ? log_values(range) : linear_values(range, step);
+  if (!axis.ticks.empty()) {
+    values.clear();
+    std::copy_if(axis.ticks.begin(), axis.ticks.end(), std::back_inserter(values),
+                 [&](double value) { return value >= range.low && value <= range.high; });
+  }
+  for (const double value : values) {
     ticks.push_back({value, label_of(axis, value, step)});
   }
   return ticks;

@@ -13,6 +13,7 @@ struct Axis {
   bool tight = false;    ///< ends where the data end, not at a tick
   /// Fixed ends; by default the data's, rounded outwards.
   std::optional<double> low = {}, high = {};
+  std::vector<double> ticks = {};  ///< where to put marks; by default at round numbers
 };
 
 /// The values at the two ends of an axis, low < high.
@@ -32,7 +33,7 @@ struct Tick {
   std::string label = {};
 };
 /// Round numbers in the range that divide it into about `count` parts: multiples of 1, 2 or 5 times a power of ten; on
-/// a log axis powers of ten, with 2 and 5 times them where there are few.
+/// a log axis powers of ten, with 2 and 5 times them where there are few. Or the axis's own ticks, in the range.
 std::vector<Tick> axis_ticks(const Axis& axis, const Range& range, int count);
 
 }  // namespace margay

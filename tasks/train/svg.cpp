@@ -13,7 +13,8 @@ namespace margay {
 namespace {
 
 // Pixels.
-constexpr double kWidth = 900, kLeft = 76, kRight = 28, kPlotWidth = kWidth - kLeft - kRight, kPlotHeight = 250;
+constexpr double kWidth = 900, kLeft = 76, kRight = 28, kPlotWidth = kWidth - kLeft - kRight;
+constexpr double kColumnSpace = 66;  // between the plots of a row, for tick labels
 constexpr double kTitleSpace = 64, kSubtitleSpace = 20, kBottom = 16;
 constexpr double kPanelTitle = 26, kLegendRow = 20, kAxisSpace = 62;
 constexpr double kCharacter = 7.3;  // mean width of a letter of the legend
@@ -35,6 +36,8 @@ text { font: 13px Inter, 'Helvetica Neue', Helvetica, Arial, 'DejaVu Sans', sans
 .axis { stroke: #8b949e; fill: none }
 .line { stroke-width: 2.2; stroke-linejoin: round; stroke-linecap: round; fill: none }
 .faint { stroke-width: 1; stroke-opacity: 0.35; stroke-linejoin: round; fill: none }
+.dashed { stroke-width: 1.6; stroke-dasharray: 6 4; fill: none }
+.band { fill-opacity: 0.28; stroke: none }
 .points { stroke: #ffffff }
 </style>
 )";
@@ -49,11 +52,13 @@ std::string_view colour_of(const Series& series) { return kPalette[series.colour
 /// The span of the values that an axis can show; without any, what gives an ordinary empty axis.
 Range span_of(const std::vector<Series>& series, std::vector<double> Series::*values, const Axis& axis) {
   Range range{std::numeric_limits<double>::infinity(), -std::numeric_limits<double>::infinity()};
+  const auto include = [&](double value) {
+    if (!std::isfinite(value) || (axis.log && value <= 0)) return;
+    range = {std::min(range.low, value), std::max(range.high, value)};
+  };
   for (const Series& one : series) {
-    for (const double value : one.*values) {
-      if (!std::isfinite(value) || (axis.log && value <= 0)) continue;
-      range = {std::min(range.low, value), std::max(range.high, value)};
-    }
+    std::for_each((one.*values).begin(), (one.*values).end(), include);
+    if (values == &Series::y) std::for_each(one.top.begin(), one.top.end(), include);
   }
   if (range.low > range.high) return {axis.log ? 0.1 : 0.0, 1.0};
   return range;
@@ -106,54 +111,78 @@ double legend_height(const std::vector<LegendEntry>& legend) {
   return legend.empty() ? 0 : kLegendRow * static_cast<double>(legend.back().row + 1);
 }
 
-/// Draws one panel with its upper edge at `top`.
+const char* class_of(const Series& series) {
+  switch (series.style) {
+    case Series::Style::faint_line:
+      return "faint";
+    case Series::Style::dashed_line:
+      return "dashed";
+    case Series::Style::band:
+      return "band";
+    default:
+      return "line";
+  }
+}
+
+/// The names of series from the height `top` on, each with a piece of how it is drawn.
+std::string legend_svg(const std::vector<LegendEntry>& legend, double top) {
+  std::string svg;
+  for (const auto& [series, offset, row] : legend) {
+    const double x = kLeft + offset, y = top + 8 + kLegendRow * static_cast<double>(row);
+    const bool band = series->style == Series::Style::band;
+    svg += fmt::format(
+        "<path d=\"M{:.1f} {:.1f}{}\" class=\"{}\" {}=\"{}\"/>"
+        "<text x=\"{:.1f}\" y=\"{:.1f}\">{} <tspan class=\"note\">{}</tspan></text>\n",
+        x + 1, band ? y - 10 : y - 4.5, band ? "h16v11h-16z" : "h16", class_of(*series), band ? "fill" : "stroke",
+        colour_of(*series), x + 24, y, xml_escaped(series->name), xml_escaped(series->note));
+  }
+  return svg;
+}
+
+/// Where a panel is drawn.
+struct Place {
+  double left, top, width, height;  // of the plot, with the title above it
+  size_t index;
+  bool legend, y_label;
+};
+
 class PanelDrawing {
  public:
-  PanelDrawing(const Panel& panel, size_t index, double top)
+  PanelDrawing(const Panel& panel, const Place& place)
       : panel_(panel),
-        index_(index),
+        place_(place),
         x_(axis_range(panel.x, span_of(panel.series, &Series::x, panel.x))),
         y_(axis_range(panel.y, span_of(panel.series, &Series::y, panel.y))),
-        legend_(legend_of(panel)),
-        top_(top),
-        plot_top_(top + kPanelTitle + legend_height(legend_)) {}
+        legend_(place.legend ? legend_of(panel) : std::vector<LegendEntry>()),
+        plot_top_(place.top + kPanelTitle + legend_height(legend_)) {}
 
-  double bottom() const { return plot_top_ + kPlotHeight + kAxisSpace; }
+  double bottom() const { return plot_top_ + place_.height + kAxisSpace; }
 
   std::string draw() {
-    draw_title();
+    svg_ = fmt::format("<text x=\"{}\" y=\"{}\" class=\"panel\">{}</text>\n", place_.left, place_.top + 14,
+                       xml_escaped(panel_.title)) +
+           legend_svg(legend_, place_.top + kPanelTitle);
     draw_axes();
     svg_ += fmt::format(
         "<clipPath id=\"plot{0}\"><rect x=\"{1}\" y=\"{2}\" width=\"{3}\" height=\"{4}\"/></clipPath>\n"
         "<g clip-path=\"url(#plot{0})\">\n",
-        index_, kLeft, plot_top_ - 4, kPlotWidth + 4, kPlotHeight + 8);
-    for (const Series& series : panel_.series) draw_series(series);
+        place_.index, place_.left, plot_top_ - 4, place_.width + 4, place_.height + 8);
+    for (const Series& series : panel_.series)
+      series.style == Series::Style::band ? draw_band(series) : draw_line(series);
     return svg_ + "</g>\n";
   }
 
  private:
-  double pixel_x(double value) const { return kLeft + kPlotWidth * axis_share(panel_.x, x_, value); }
-  double pixel_y(double value) const { return plot_top_ + kPlotHeight * (1 - axis_share(panel_.y, y_, value)); }
-
-  void draw_title() {
-    svg_ +=
-        fmt::format("<text x=\"{}\" y=\"{}\" class=\"panel\">{}</text>\n", kLeft, top_ + 14, xml_escaped(panel_.title));
-    for (const auto& [series, offset, row] : legend_) {
-      const double x = kLeft + offset, y = top_ + kPanelTitle + 8 + kLegendRow * static_cast<double>(row);
-      svg_ += fmt::format(
-          "<path d=\"M{:.1f} {:.1f}h16\" class=\"line\" stroke=\"{}\"/>"
-          "<text x=\"{:.1f}\" y=\"{:.1f}\">{} <tspan class=\"note\">{}</tspan></text>\n",
-          x + 1, y - 4.5, colour_of(*series), x + 24, y, xml_escaped(series->name), xml_escaped(series->note));
-    }
-  }
+  double pixel_x(double value) const { return place_.left + place_.width * axis_share(panel_.x, x_, value); }
+  double pixel_y(double value) const { return plot_top_ + place_.height * (1 - axis_share(panel_.y, y_, value)); }
 
   void draw_axes() {
-    const double bottom = plot_top_ + kPlotHeight;
+    const double left = place_.left, bottom = plot_top_ + place_.height;
     for (const Tick& tick : axis_ticks(panel_.y, y_, 5)) {
       const double y = pixel_y(tick.value);
       svg_ +=
           fmt::format("<path d=\"M{} {:.1f}h{}\" class=\"grid\"/><text x=\"{}\" y=\"{:.1f}\" class=\"y\">{}</text>\n",
-                      kLeft, y, kPlotWidth, kLeft - 10, y + 4.5, tick.label);
+                      left, y, place_.width, left - 10, y + 4.5, tick.label);
     }
     for (const Tick& tick : axis_ticks(panel_.x, x_, 8)) {
       const double x = pixel_x(tick.value);
@@ -161,11 +190,11 @@ class PanelDrawing {
           "<path d=\"M{0:.1f} {1}v5\" class=\"axis\"/><text x=\"{0:.1f}\" y=\"{2}\" class=\"x\">{3}</text>\n", x,
           bottom, bottom + 20, tick.label);
     }
-    svg_ += fmt::format(
-        "<path d=\"M{} {}h{}\" class=\"axis\"/>\n<text x=\"{}\" y=\"{}\" class=\"label x\">{}</text>\n"
-        "<text transform=\"translate(22 {}) rotate(-90)\" class=\"label x\">{}</text>\n",
-        kLeft, bottom, kPlotWidth, kLeft + kPlotWidth / 2, bottom + 42, xml_escaped(panel_.x.label),
-        plot_top_ + kPlotHeight / 2, xml_escaped(panel_.y.label));
+    svg_ += fmt::format("<path d=\"M{} {}h{}\" class=\"axis\"/>\n<text x=\"{}\" y=\"{}\" class=\"label x\">{}</text>\n",
+                        left, bottom, place_.width, left + place_.width / 2, bottom + 42, xml_escaped(panel_.x.label));
+    if (!place_.y_label) return;
+    svg_ += fmt::format("<text transform=\"translate(22 {}) rotate(-90)\" class=\"label x\">{}</text>\n",
+                        plot_top_ + place_.height / 2, xml_escaped(panel_.y.label));
   }
 
   /// The series in pixels, cut where a value cannot be shown.
@@ -183,7 +212,7 @@ class PanelDrawing {
     return lines;
   }
 
-  void draw_series(const Series& series) {
+  void draw_line(const Series& series) {
     std::string path, points;
     for (const Line& line : lines_of(series)) {
       for (size_t i = 0; i < line.size(); ++i) {
@@ -193,19 +222,31 @@ class PanelDrawing {
       if (line.size() == 1) path += "h0.1";  // a lone value is a dot
     }
     if (path.empty()) return;
-    const bool faint = series.style == Series::Style::faint_line;
-    svg_ +=
-        fmt::format("<path d=\"{}\" class=\"{}\" stroke=\"{}\"/>\n", path, faint ? "faint" : "line", colour_of(series));
+    svg_ += fmt::format("<path d=\"{}\" class=\"{}\" stroke=\"{}\"/>\n", path, class_of(series), colour_of(series));
     if (series.style == Series::Style::line_and_points) {
       svg_ += fmt::format("<g class=\"points\" fill=\"{}\">{}</g>\n", colour_of(series), points);
     }
   }
 
+  /// Along y and back along the top; values that cannot be shown are left out.
+  void draw_band(const Series& series) {
+    std::string forth, back;
+    const size_t count = std::min({series.x.size(), series.y.size(), series.top.size()});
+    for (size_t i = 0; i < count; ++i) {
+      const double x = pixel_x(series.x[i]), y = pixel_y(series.y[i]), top = pixel_y(series.top[i]);
+      if (!std::isfinite(x) || !std::isfinite(y) || !std::isfinite(top)) continue;
+      forth += fmt::format("{}{:.1f} {:.1f}", forth.empty() ? "M" : "L", x, y);
+      back.insert(0, fmt::format("L{:.1f} {:.1f}", x, top));
+    }
+    if (forth.empty()) return;
+    svg_ += fmt::format("<path d=\"{}{}z\" class=\"band\" fill=\"{}\"/>\n", forth, back, colour_of(series));
+  }
+
   const Panel& panel_;
-  size_t index_;
+  Place place_;
   Range x_, y_;
   std::vector<LegendEntry> legend_;
-  double top_, plot_top_;
+  double plot_top_;
   std::string svg_;
 };
 
@@ -244,15 +285,27 @@ std::string to_svg(const Figure& figure) {
     top += kSubtitleSpace;
   }
   std::string panels;
+  const size_t columns = std::max<size_t>(1, figure.columns);
+  if (columns > 1 && !figure.panels.empty()) {
+    const std::vector<LegendEntry> legend = legend_of(figure.panels.front());
+    panels += legend_svg(legend, top);
+    top += legend_height(legend) + 8;
+  }
+  const double gaps = kColumnSpace * static_cast<double>(columns - 1);
+  const double width = (kPlotWidth - gaps) / static_cast<double>(columns);
+  double bottom = top;
   for (size_t i = 0; i < figure.panels.size(); ++i) {
-    PanelDrawing drawing(figure.panels[i], i, top);
+    const size_t column = i % columns;
+    if (column == 0) top = bottom;
+    const double left = kLeft + (width + kColumnSpace) * static_cast<double>(column);
+    PanelDrawing drawing(figure.panels[i], {left, top, width, figure.plot_height, i, columns == 1, column == 0});
     panels += drawing.draw();
-    top = drawing.bottom();
+    bottom = drawing.bottom();
   }
   return fmt::format(
       "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{0}\" height=\"{1}\" viewBox=\"0 0 {0} {1}\" role=\"img\">\n"
       "<title>{2}</title>\n{3}<rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n{4}{5}</svg>\n",
-      kWidth, top + kBottom, xml_escaped(figure.title), kStyle, title, panels);
+      kWidth, bottom + kBottom, xml_escaped(figure.title), kStyle, title, panels);
 }
 
 }  // namespace margay

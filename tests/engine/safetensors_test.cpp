@@ -2,6 +2,8 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <fstream>
 #include <iterator>
@@ -93,22 +95,66 @@ TEST_CASE("safetensors: files of others") {
   const std::string path =
       folder.write("other.safetensors",
                    safetensors_bytes("{ \"late\" : {\"data_offsets\":[4,12], \"shape\":[2], \"dtype\":\"F32\"},\n"
-                                     "\"half\":{\"dtype\":\"F16\",\"shape\":[2],\"data_offsets\":[0,4]}, "
+                                     "\"short\":{\"dtype\":\"U16\",\"shape\":[2],\"data_offsets\":[0,4]}, "
                                      "\"empty\":{\"dtype\":\"U8\",\"shape\":[0,7],\"data_offsets\":[4,4]}}  ",
                                      std::string("\0\0\0\0\0\0\x80\x3f\0\0\0\x40", 12)));
   const SafetensorsFile file = SafetensorsFile::open(path);
-  CHECK(file.names() == std::vector<std::string>{"half", "empty", "late"});
+  CHECK(file.names() == std::vector<std::string>{"short", "empty", "late"});
   CHECK(file.load("late").to_vector<float>() == std::vector<float>{1, 2});
-  CHECK(file.info("half").dtype_name == "F16");
-  CHECK_FALSE(file.info("half").dtype.has_value());
-  CHECK(file.info("half").bytes == 4);
-  CHECK(file.contains("half"));
-  CHECK_FALSE(file.contains("hal"));
-  CHECK(data_error([&] { file.load("half"); }).find("tensor \"half\" is F16; only F32") != std::string::npos);
+  CHECK(file.info("short").dtype_name == "U16");
+  CHECK_FALSE(file.info("short").dtype.has_value());
+  CHECK(file.info("short").bytes == 4);
+  CHECK(file.contains("short"));
+  CHECK_FALSE(file.contains("shor"));
+  CHECK(data_error([&] { file.load("short"); }).find("tensor \"short\" is U16; only F32") != std::string::npos);
+  CHECK(file.bytes("late").size() == 8);
+  CHECK(file.bytes("late")[7] == 0x40);
   CHECK_THROWS_AS(file.load("empty"), DataError);
   CHECK(data_error([&] { file.load("lat"); }).find("has no tensor \"lat\"; the nearest is \"late\"") !=
         std::string::npos);
   CHECK_THROWS_AS(file.info("x"), DataError);
+}
+
+TEST_CASE("safetensors: half-precision numbers become f32 without loss") {
+  const TempDir folder;
+  // 1, -2, 65504 (the largest), 2^-14 (the smallest normal), 2^-24 and -1023 2^-24 (subnormals), 0, -0, inf, -inf, NaN,
+  // and 1/3 as it is rounded.
+  const std::vector<uint16_t> halves{0x3c00, 0xc000, 0x7bff, 0x0400, 0x0001, 0x83ff,
+                                     0x0000, 0x8000, 0x7c00, 0xfc00, 0x7e01, 0x3555};
+  std::string data;
+  for (const uint16_t half : halves) data += {static_cast<char>(half & 0xff), static_cast<char>(half >> 8)};
+  const std::string path = folder.write(
+      "half.safetensors", safetensors_bytes(R"({"h":{"dtype":"F16","shape":[3,4],"data_offsets":[0,24]}})", data));
+  const SafetensorsFile file = SafetensorsFile::open(path);
+  CHECK(file.info("h").dtype == DType::f32);
+  const Tensor h = file.load("h");
+  CHECK(h.shape() == Shape{3, 4});
+  const auto values = h.to_vector<float>();
+  const std::vector<float> expected{1,    -2,    65504,    0x1p-14f,  0x1p-24f, -1023 * 0x1p-24f,
+                                    0.0f, -0.0f, INFINITY, -INFINITY, NAN,      0x1.554p-2f};
+  for (size_t i = 0; i < values.size(); ++i) {
+    CAPTURE(i);
+    CHECK(std::signbit(values[i]) == std::signbit(expected[i]));
+    CHECK((values[i] == expected[i] || (std::isnan(values[i]) && std::isnan(expected[i]))));
+  }
+}
+
+TEST_CASE("safetensors: raw tensors are written as they are, the wider ones first") {
+  const TempDir folder;
+  const std::string path = folder.file("raw.safetensors");
+  const std::vector<uint8_t> narrow{1, 2, 3}, half{4, 5, 6, 7}, wide{8, 9, 10, 11};
+  const std::vector<RawTensor> tensors{{"u", "U8", {3}, narrow}, {"h", "F16", {2, 1}, half}, {"f", "F32", {}, wide}};
+  save_raw_safetensors(path, tensors, {{"format", "pt"}});
+  const SafetensorsFile file = SafetensorsFile::open(path);
+  CHECK(file.names() == std::vector<std::string>{"f", "h", "u"});
+  CHECK(file.metadata().at("format") == "pt");
+  for (const RawTensor& raw : tensors) {
+    CHECK(file.info(raw.name).dtype_name == raw.dtype_name);
+    CHECK(file.info(raw.name).shape == raw.shape);
+    CHECK(std::equal(raw.bytes.begin(), raw.bytes.end(), file.bytes(raw.name).begin(), file.bytes(raw.name).end()));
+  }
+  CHECK_THROWS_AS(save_raw_safetensors(path, std::vector<RawTensor>{{"h", "F16", {3}, half}}), OpError);
+  CHECK_THROWS_AS(save_raw_safetensors(path, std::vector<RawTensor>{{"h", "F15", {2}, half}}), OpError);
 }
 
 TEST_CASE("safetensors: what cannot be read back is not written") {

@@ -1,4 +1,4 @@
-// Initial weights of the recurrent mixers, by the rules of the public code they follow.
+// Initial weights of gpt_neox and of the recurrent mixers, by the rules of the public code they follow.
 
 #include <doctest/doctest.h>
 
@@ -14,7 +14,7 @@ namespace {
 
 std::vector<double> parameter(const LanguageModel& model, const std::string& name) {
   for (const Parameter& p : model.parameters())
-    if (p.name == "blocks." + name) return p.value.detach().to(DType::f64).to_vector<double>();
+    if (p.name == name || p.name == "blocks." + name) return p.value.detach().to(DType::f64).to_vector<double>();
   FAIL("no parameter " << name);
   return {};
 }
@@ -77,6 +77,40 @@ TEST_CASE("initial weights: mamba2") {
     CHECK(v <= std::log(16));
   }
   for (const double v : parameter(model, "0.mixer.norm.weight")) CHECK(v == 1);
+}
+
+TEST_CASE("initial weights: gpt_neox, whose deviations depend on width and depth") {
+  ModelConfig config;
+  config.backbone = "gpt_neox";
+  config.d_model = 48;
+  config.n_layers = 3;
+  config.vocab_size = 100;
+  config.cat.conv_width = 4;
+  const LanguageModel model(config, 5, DType::f64);
+  const auto deviation = [&](const std::string& name) {
+    double squares = 0;
+    const auto values = parameter(model, name);
+    for (const double v : values) squares += v * v / static_cast<double>(values.size());
+    return std::sqrt(squares);
+  };
+  const std::string block = "gpt_neox.layers.2.";
+  for (const std::string& name : {std::string("gpt_neox.embed_in.weight"), std::string("embed_out.weight"),
+                                  block + "attention.query_key_value.weight", block + "mlp.dense_h_to_4h.weight"})
+    CHECK(deviation(name) == doctest::Approx(std::sqrt(2 / (5 * 48.0))).epsilon(0.05));
+  for (const char* name : {"attention.dense.weight", "mlp.dense_4h_to_h.weight"})
+    CHECK(deviation(block + name) == doctest::Approx(2 / (3 * std::sqrt(48.0))).epsilon(0.05));
+  for (const char* name : {"attention.query_key_value.bias", "attention.dense.bias", "mlp.dense_h_to_4h.bias",
+                           "mlp.dense_4h_to_h.bias", "input_layernorm.bias", "post_attention_layernorm.bias"})
+    for (const double v : parameter(model, block + name)) CHECK(v == 0);
+  check_uniform(parameter(model, block + "attention.conv_k.weight"), 0.5);
+  // The names and shapes of the contract, and no others.
+  std::vector<std::string> names;
+  for (const Parameter& p : model.parameters())
+    if (p.name.find(".layers.") == std::string::npos) names.push_back(p.name + to_string(p.value.shape()));
+  CHECK(names == std::vector<std::string>{"gpt_neox.embed_in.weight[100,48]", "gpt_neox.final_layer_norm.weight[48]",
+                                          "gpt_neox.final_layer_norm.bias[48]", "embed_out.weight[100,48]"});
+  CHECK(model.parameters().size() == 4 + 3 * (12 + 3));
+  CHECK(parameter(model, block + "attention.query_key_value.weight").size() == 3 * 48 * 48);
 }
 
 TEST_CASE("initial weights: rwkv's time constants, made for twelve layers") {

@@ -11,6 +11,7 @@
 #include "models/language_model.h"
 #include "ops/view.h"
 #include "tests/models/reference_model.h"
+#include "tests/models/small_model.h"
 #include "tests/support/compare.h"
 
 namespace margay::test {
@@ -20,16 +21,6 @@ struct Case {
   std::string name;
   std::function<void(ModelConfig&)> change;
 };
-
-ModelConfig small_config() {
-  ModelConfig config;
-  config.d_model = 12;
-  config.n_heads = 2;
-  config.n_layers = 1;
-  config.vocab_size = 23;
-  config.max_seq_len = 16;
-  return config;
-}
 
 // The linear-attention mixers: every feature map, alone and behind every front end of CAT.
 void add_linear_cases(std::vector<Case>& list) {
@@ -108,12 +99,41 @@ void add_delta_cases(std::vector<Case>& list) {
   list.push_back({"gla and attention", [](ModelConfig& c) { c.mixer = {"gla", "attention"}, c.n_layers = 3; }});
 }
 
+void add_neox_cases(std::vector<Case>& list) {
+  const auto neox = [](ModelConfig& c) { c.backbone = "gpt_neox", c.mixer = {"attention"}; };
+  for (const char* position : {"none", "learned", "rope"})
+    for (const char* mixer : {"attention", "cat"})
+      list.push_back({std::string("gpt_neox, ") + mixer + ", " + position, [=](ModelConfig& c) {
+                        neox(c), c.mixer = {mixer}, c.position = position, c.n_layers = 2, c.rope_fraction = 0.5;
+                      }});
+  list.push_back({"gpt_neox, yarn, other sizes", [=](ModelConfig& c) {
+                    neox(c), c.position = "rope", c.yarn_scale = 4, c.n_heads = 3, c.mlp_ratio = 1.5;
+                    c.attention.window = 4, c.max_seq_len = 8;
+                  }});
+  list.push_back(
+      {"gpt_neox, yarn without positions, l2_head", [=](ModelConfig& c) {
+         neox(c), c.mixer = {"cat", "attention"}, c.yarn_scale = 8, c.cat.qk_norm = "l2_head", c.n_layers = 3;
+       }});
+  for (const char* site : {"post", "input"})
+    for (const char* sharing : {"depthwise", "per_head", "shared"})
+      for (const char* norm : {"none", "l2_input", "l2_head"})
+        list.push_back({std::string("gpt_neox, cat, ") + site + ", " + sharing + ", " + norm, [=](ModelConfig& c) {
+                          neox(c), c.mixer = {"cat"}, c.n_heads = 3, c.cat.conv_site = site, c.cat.qk_norm = norm;
+                          c.cat.conv_sharing = sharing, c.cat.conv_bias = norm != std::string("l2_input");
+                        }});
+  list.push_back({"gpt_neox, cat on k, rope, one head", [=](ModelConfig& c) {
+                    neox(c), c.mixer = {"cat"}, c.cat.conv_on = "k", c.cat.conv_width = 21, c.position = "rope";
+                    c.n_heads = 1;
+                  }});
+}
+
 // Every value of every option at least once, and the combinations in which options meet.
 std::vector<Case> cases() {
   std::vector<Case> list;
   add_linear_cases(list);
   add_landmark_cases(list);
   add_delta_cases(list);
+  add_neox_cases(list);
   const auto attention = [](ModelConfig& c) { c.mixer = {"attention"}; };
   list.push_back({"attention", attention});
   list.push_back({"attention, learned positions, 2 layers, identity",
@@ -146,6 +166,8 @@ std::vector<Case> cases() {
   list.push_back(
       {"cat, yarn without positions, l2_head", [](ModelConfig& c) { c.yarn_scale = 8, c.cat.qk_norm = "l2_head"; }});
   list.push_back({"mamba", [](ModelConfig& c) { c.mixer = {"mamba"}, c.n_layers = 2; }});
+  list.push_back({"mamba, final rms norm, untied",
+                  [](ModelConfig& c) { c.mixer = {"mamba"}, c.final_norm = "rms_norm", c.tie_embeddings = false; }});
   list.push_back({"mamba, other sizes, no mlp even if asked for", [](ModelConfig& c) {
                     c.mixer = {"mamba"}, c.mlp = "gelu", c.d_model = 20;
                     c.mamba.expand = 3, c.mamba.d_state = 5, c.mamba.d_conv = 3;
@@ -183,22 +205,6 @@ std::vector<Case> cases() {
     list.push_back({"h3, heads of " + std::to_string(head_dim),
                     [=](ModelConfig& c) { long_conv(c), c.mixer = {"h3"}, c.h3.head_dim = head_dim; }});
   return list;
-}
-
-// Weights far from their small initial values, so that every path matters.
-void spread(const LanguageModel& model) {
-  for (const Parameter& p : model.parameters()) {
-    const Tensor noise = random_uniform(p.value.shape(), hash_name(p.name), -0.6, 0.6, p.value.dtype());
-    backend({}).accumulate(p.value.region(), noise.region());
-  }
-}
-
-std::vector<int32_t> some_ids(int64_t length, int64_t vocabulary, uint64_t seed) {
-  RandomStream random(seed, 0);
-  std::vector<int32_t> ids;
-  for (int64_t t = 0; t < length; ++t)
-    ids.push_back(static_cast<int32_t>(random.below(static_cast<uint32_t>(vocabulary))));
-  return ids;
 }
 
 template <class Check>
@@ -359,6 +365,24 @@ TEST_CASE("models: initial weights depend on seed and name only") {
   const LanguageModel wide(config, 5);
   CHECK(std_of(wide, "blocks.0.mixer.q_proj.weight") == doctest::Approx(0.02).epsilon(0.05));
   CHECK(std_of(wide, "blocks.0.mixer.out_proj.weight") == doctest::Approx(0.01).epsilon(0.05));
+}
+
+TEST_CASE("models: shapes of parameters need no values") {
+  for_every_case([](const ModelConfig& config) {
+    const LanguageModel model(config, 5);
+    const auto shapes = parameter_shapes(config);
+    REQUIRE(shapes.size() == model.parameters().size());
+    for (size_t i = 0; i < shapes.size(); ++i) {
+      CHECK(shapes[i].name == model.parameters()[i].name);
+      CHECK(shapes[i].shape == model.parameters()[i].value.shape());
+    }
+  });
+  ModelConfig huge = small_config();  // 2^57 bytes
+  huge.backbone = "gpt_neox";
+  huge.d_model = 1 << 20;
+  huge.mlp_ratio = 1000;
+  huge.vocab_size = (int64_t{1} << 31) - 1;
+  CHECK(parameter_shapes(huge).front().shape == Shape{huge.vocab_size, huge.d_model});
 }
 
 TEST_CASE("models: dropout acts in training only, and the same way twice") {

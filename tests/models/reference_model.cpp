@@ -74,9 +74,13 @@ Rows ReferenceModel::filter(const Rows& x, const std::string& name, int64_t only
   return y;
 }
 
+Rows ReferenceModel::project(const Rows& x, const std::string& mixer, char letter) const {
+  return config_.backbone == "gpt_neox" ? neox_letter(x, mixer, letter) : linear(x, mixer + "." + letter + "_proj");
+}
+
 // q, k or v before heads are split.
 Rows ReferenceModel::letter(const Rows& x, const std::string& mixer, char letter, const std::string& kind) const {
-  const std::string projection = mixer + "." + letter + "_proj", conv = mixer + ".conv_" + letter;
+  const std::string conv = mixer + ".conv_" + letter;
   const bool filtered = has_cat_front(kind) && config_.cat.conv_on.find(letter) != std::string::npos;
   const bool unit_rows = has_cat_front(kind) && config_.cat.qk_norm == "l2_input" && letter != 'v';
   const auto rows = [&](Rows u) {
@@ -84,13 +88,13 @@ Rows ReferenceModel::letter(const Rows& x, const std::string& mixer, char letter
       for (auto& row : u) normalise(row.data(), row.size());
     return u;
   };
-  if (!filtered) return linear(rows(x), projection);
-  if (config_.cat.conv_site == "post") return filter(linear(rows(x), projection), conv, -1);
-  if (config_.cat.conv_sharing != "per_head") return linear(rows(filter(x, conv, -1)), projection);
+  if (!filtered) return project(rows(x), mixer, letter);
+  if (config_.cat.conv_site == "post") return filter(project(rows(x), mixer, letter), conv, -1);
+  if (config_.cat.conv_sharing != "per_head") return project(rows(filter(x, conv, -1)), mixer, letter);
   Rows joined(x.size(), std::vector<double>(x[0].size()));
   const size_t head_dim = x[0].size() / static_cast<size_t>(config_.n_heads);
   for (int64_t h = 0; h < config_.n_heads; ++h) {
-    const Rows y = linear(rows(filter(x, conv, h)), projection);
+    const Rows y = project(rows(filter(x, conv, h)), mixer, letter);
     for (size_t t = 0; t < x.size(); ++t)
       for (size_t c = static_cast<size_t>(h) * head_dim; c < static_cast<size_t>(h + 1) * head_dim; ++c)
         joined[t][c] = y[t][c];
@@ -179,7 +183,7 @@ Rows ReferenceModel::softmax_attention(const Rows& x, const std::string& name, c
       }
     }
   }
-  return linear(joined, name + ".out_proj");
+  return linear(joined, name + (config_.backbone == "gpt_neox" ? ".dense" : ".out_proj"));
 }
 
 Rows ReferenceModel::mlp(const Rows& x, const std::string& name) const {
@@ -197,18 +201,33 @@ Rows ReferenceModel::mlp(const Rows& x, const std::string& name) const {
   return linear(h, name + ".fc2");
 }
 
-Rows ReferenceModel::logits(const std::vector<int32_t>& ids) const {
+Rows ReferenceModel::embedded(const std::vector<int32_t>& ids, const std::string& tokens) const {
   const auto width = static_cast<size_t>(config_.d_model);
   Rows r;
   for (size_t t = 0; t < ids.size(); ++t) {
     const auto token = static_cast<size_t>(ids[t]);
     std::vector<double> row(width);
     for (size_t c = 0; c < width; ++c) {
-      row[c] = at("embed.weight")[token * width + c];
+      row[c] = at(tokens)[token * width + c];
       if (config_.position == "learned") row[c] += at("pos_embed.weight")[t * width + c];
     }
     r.push_back(row);
   }
+  return r;
+}
+
+Rows ReferenceModel::head(const Rows& x, const std::string& weight) const {
+  const auto width = static_cast<size_t>(config_.d_model), vocabulary = static_cast<size_t>(config_.vocab_size);
+  Rows result(x.size(), std::vector<double>(vocabulary, 0.0));
+  for (size_t t = 0; t < x.size(); ++t)
+    for (size_t v = 0; v < vocabulary; ++v)
+      for (size_t c = 0; c < width; ++c) result[t][v] += x[t][c] * at(weight)[v * width + c];
+  return result;
+}
+
+Rows ReferenceModel::logits(const std::vector<int32_t>& ids) const {
+  if (config_.backbone == "gpt_neox") return neox_logits(ids);
+  Rows r = embedded(ids, "embed.weight");
   for (int64_t i = 0; i < config_.n_layers; ++i) {
     const std::string block = "blocks." + std::to_string(i);
     const std::string& kind = config_.mixer_of(i);
@@ -218,14 +237,8 @@ Rows ReferenceModel::logits(const std::vector<int32_t>& ids) const {
     if (is_mamba) continue;
     if (config_.mlp != "none") add_to(r, mlp(layer_norm(r, block + ".norm2"), block + ".mlp"));
   }
-  const Rows out = layer_norm(r, "final_norm");
-  const auto& head = has("head.weight") ? at("head.weight") : at("embed.weight");
-  const auto vocabulary = static_cast<size_t>(config_.vocab_size);
-  Rows result(ids.size(), std::vector<double>(vocabulary, 0.0));
-  for (size_t t = 0; t < ids.size(); ++t)
-    for (size_t v = 0; v < vocabulary; ++v)
-      for (size_t c = 0; c < width; ++c) result[t][v] += out[t][c] * head[v * width + c];
-  return result;
+  const Rows out = config_.final_norm == "rms_norm" ? rms_norm(r, "final_norm") : layer_norm(r, "final_norm");
+  return head(out, has("head.weight") ? "head.weight" : "embed.weight");
 }
 
 double ReferenceModel::loss(const std::vector<int32_t>& ids, const std::vector<int32_t>& targets) const {

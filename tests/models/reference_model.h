@@ -9,9 +9,9 @@
 
 namespace margay::test {
 
-/// A second implementation of the zoology backbone and its mixers, in plain f64 loops over one sequence, written from
-/// the equations and sharing no code with the engine. Attention and CAT are in reference_model.cpp, others in files of
-/// their own.
+/// A second implementation of the backbones and their mixers, in plain f64 loops over one sequence, written from the
+/// equations and sharing no code with the engine. The zoology backbone, attention and CAT are in reference_model.cpp,
+/// others in files of their own.
 class ReferenceModel {
  public:
   using Values = std::map<std::string, std::vector<double>>;
@@ -33,6 +33,9 @@ class ReferenceModel {
   Rows layer_norm(const Rows& x, const std::string& name) const;
   Rows filter(const Rows& x, const std::string& name, int64_t only_head) const;
   Rows letter(const Rows& x, const std::string& mixer, char letter, const std::string& kind) const;
+  Rows project(const Rows& x, const std::string& mixer, char letter) const;
+  Rows embedded(const std::vector<int32_t>& ids, const std::string& tokens) const;
+  Rows head(const Rows& x, const std::string& weight) const;
   Rows rms_norm(const Rows& x, const std::string& name) const;
   Rows rwkv(const Rows& x, const std::string& mixer) const;
   Rows mamba2(const Rows& x, const std::string& mixer) const;
@@ -45,6 +48,9 @@ class ReferenceModel {
   Rows filtered(const Rows& x, const std::string& name) const;
   std::vector<double> head_of(const Rows& rows, size_t t, size_t head) const;
   Rows mlp(const Rows& x, const std::string& name) const;
+  // reference_neox.cpp
+  Rows neox_logits(const std::vector<int32_t>& ids) const;
+  Rows neox_letter(const Rows& x, const std::string& attention, char letter) const;
   // reference_long_conv.cpp
   Rows depthwise(const Rows& x, const std::string& name) const;
   Rows base_conv(const Rows& x, const std::string& name) const;

@@ -4,8 +4,10 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <numbers>
+#include <vector>
 
 #include "tests/support/compare.h"
 #include "tests/support/naive.h"
@@ -117,6 +119,44 @@ TEST_CASE("rope tables with YaRN interpolate slow pairs, keep fast ones and blen
   CHECK(interpolated == 11);
   const double theta14 = std::pow(base, -28.0 / 64), blend = 6.0 / 13;
   CHECK(angle_of(stretched, 14) == doctest::Approx((1 - blend) * theta14 + blend * theta14 / scale).epsilon(1e-12));
+}
+
+TEST_CASE("rope tables with a YaRN scale of 1 are the plain ones to the bit") {
+  const RopeTable plain = plain_table(5, 40, 16);
+  for (const int64_t train_length : {1, 7, 300, 1 << 20}) {
+    const RopeTable table = rope_table(5, 40, 16, 10000, 1, train_length, DType::f64, {});
+    CHECK(same_bits(table.cos, plain.cos));
+    CHECK(same_bits(table.sin, plain.sin));
+  }
+}
+
+TEST_CASE("rope tables with YaRN hold the blended frequencies of the paper") {
+  struct Setting {
+    int64_t r;
+    double base, scale;
+    int64_t train_length;
+  };
+  // Pairs of every kind, partial rotations, a border that falls on one pair, scales below 1.
+  const std::vector<Setting> settings{{64, 10000, 4, 2048},   {8, 10000, 8, 2048},  {8, 10000, 2, 128},
+                                      {16, 100, 3, 512},      {2, 10000, 4, 40},    {32, 500000, 16, 8192},
+                                      {64, 10000, 0.5, 2048}, {128, 100, 4, 100000}};
+  for (const auto& [r, base, scale, train_length] : settings) {
+    CAPTURE(r);
+    CAPTURE(train_length);
+    const auto turning = [&, r = r, base = base, train_length = train_length](double turns) {
+      return static_cast<double>(r) * std::log(static_cast<double>(train_length) / (2 * std::numbers::pi * turns)) /
+             (2 * std::log(base));
+    };
+    const double low = std::max(std::floor(turning(32)), 0.0);
+    double high = std::min(std::ceil(turning(1)), static_cast<double>(r - 1));
+    if (high == low) high += 0.001;
+    const RopeTable table = rope_table(0, 2, r, base, scale, train_length, DType::f64, {});
+    for (int64_t i = 0; i < r / 2; ++i) {
+      const double theta = std::pow(base, -2.0 * static_cast<double>(i) / static_cast<double>(r));
+      const double blend = std::clamp((static_cast<double>(i) - low) / (high - low), 0.0, 1.0);
+      CHECK(angle_of(table, i) == doctest::Approx((1 - blend) * theta + blend * theta / scale).epsilon(1e-10));
+    }
+  }
 }
 
 TEST_CASE("rope says what is wrong with its arguments") {

@@ -73,6 +73,7 @@ yarn_scale = 1.0
 mlp = "none"
 mlp_ratio = 4.0
 tie_embeddings = true
+final_norm = "layer_norm"
 dropout_embed = 0.0
 dropout_residual = 0.0
 dropout_attention = 0.0

@@ -1,12 +1,16 @@
 #include <doctest/doctest.h>
 
+#include <signal.h>
+
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "engine/npy.h"
@@ -399,4 +403,41 @@ TEST_CASE("command: graph, bench and info print what they are asked for") {
   const Json info = Json::parse(run({"info", "mqar-64-cat", "--json"}).out);
   CHECK(info["tensors"][0]["shape"] == Json{8192, 64});
   CHECK(info["step"]["flops"] > 1e9);
+}
+
+TEST_CASE("command: study names what it does not know, and lists its runs") {
+  check_error(run({"study", "mqarr"}), 2, "the nearest is \"mqar\"");
+  check_error(run({"study", "mqar", "--scale", "smal"}), 2, "the nearest is \"small\"");
+  check_error(run({"study", "mqar", "--seeds", "0"}), 2, "--seeds");
+  check_error(run({"study"}), 2, "NAME");
+  const Ended help = run({"study", "--help"});
+  CHECK(help.code == 0);
+  CHECK(help.out.find("margay study mqar") != std::string::npos);
+  const TempDir dir;
+  const Ended list = test::run_margay({"study", "mqar", "--dry-run"}, {.folder = dir.file("")});
+  CHECK(list.code == 0);
+  CHECK(list.out.find("cat-d64-L128-lr0.01-seed123") != std::string::npos);
+  CHECK(list.out.find("54 runs") != std::string::npos);
+  CHECK(fs::is_empty(dir.file("")));
+  CHECK(test::run_margay({"list", "studies"}).out.find("lcat-dimension") != std::string::npos);
+}
+
+TEST_CASE("command: a study is stopped by a signal, and goes on") {
+  const TempDir dir;
+  const Words words = {"study", "lcat-dimension", "--out", dir.file("out"), "--threads", "2"};
+  Command command(words);
+  REQUIRE(command.wait_for_output("40 runs"));
+  std::this_thread::sleep_for(std::chrono::milliseconds(200));
+  command.signal(SIGINT);
+  const Ended ended = command.wait();
+  CHECK(ended.code == 130);
+  CHECK(ended.error.empty());
+  CHECK(ended.out.find("the same command goes on") != std::string::npos);
+  CHECK(content(dir.file("out/report.md")).find("Not finished") != std::string::npos);
+  CHECK(content(dir.file("out/results.csv")).starts_with("run,query_dims,"));
+
+  Command again(words);
+  REQUIRE(again.wait_for_output("40 runs"));
+  again.signal(SIGTERM);
+  CHECK(again.wait().code == 143);
 }

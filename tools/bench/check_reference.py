@@ -91,6 +91,9 @@ def grid():
     add_landmark(add, letters)
     add_recurrent(add, lengths)
     add_long_conv(add)
+    add_neox(add, letters)
+    for mixer in ("mamba", "mamba2"):
+        add(f"{mixer} final rms_norm", 33, mixer=mixer, n_layers=2, final_norm="rms_norm", mamba__head_dim=16)
     return cases
 
 
@@ -185,6 +188,29 @@ def add_long_conv(add):
             h3__d_state=[64, 6][length % 2])
     add("hybrid of long convolutions", 140, mixer=["base_conv", "hyena", "s4d", "h3", "cat"], n_layers=6,
         max_seq_len=140)
+
+
+def add_neox(add, letters):
+    """Backbone gpt_neox; mlp and tie_embeddings must not matter to it."""
+    lengths = [1, 7, 13, 33]
+    for n, (mixer, position, scale) in enumerate(product(["attention", "cat"], ["none", "learned", "rope"], [1.0, 4.0])):
+        add(f"gpt_neox {mixer} {position} yarn={scale}", lengths[n % 4], backbone="gpt_neox", mixer=mixer,
+            position=position, yarn_scale=scale, n_layers=1 + n % 3, n_heads=[1, 2, 4][n % 3], mlp=["none", "gelu"][n % 2],
+            tie_embeddings=n % 2 == 0, max_seq_len=[40, 24][position != "learned"])
+    for fraction in (0.0, 0.25, 0.4, 1.0):
+        add(f"gpt_neox rope_fraction={fraction}", 33, backbone="gpt_neox", mixer="attention", position="rope",
+            rope_fraction=fraction, rope_base=100.0, mlp_ratio=1.7, attention__window=[0, 3][fraction == 0.4])
+    options = product(["post", "input"], ["depthwise", "per_head", "shared"], ["none", "l2_input", "l2_head"])
+    for n, (site, sharing, norm) in enumerate(options):
+        on = "qkv" if n % 2 == 0 else letters[n % 7]
+        add(f"gpt_neox cat {site} {sharing} {norm} {on}", lengths[n % 4], backbone="gpt_neox", mixer="cat",
+            n_layers=1 + n % 2, n_heads=[2, 4, 1][n % 3], position=["rope", "none"][n // 3 % 2], cat__conv_site=site,
+            cat__conv_sharing=sharing, cat__qk_norm=norm, cat__conv_bias=n % 4 == 0, cat__conv_on=on,
+            cat__conv_width=[21, 3, 1][n // 2 % 3])
+    add("gpt_neox cat on top of attention", 33, backbone="gpt_neox", mixer=["attention", "cat"], n_layers=3)
+    for mixer in ("attention", "cat"):
+        add(f"gpt_neox {mixer} of pythia-14m's shape", 70, backbone="gpt_neox", mixer=mixer, d_model=128, n_layers=6,
+            n_heads=4, position="rope", rope_fraction=0.25, vocab_size=512, cat__conv_width=21)
 
 
 def random_weights(shapes, generator, zero_first_key):

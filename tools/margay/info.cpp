@@ -15,7 +15,7 @@
 namespace margay::cli {
 namespace {
 
-/// Parameters that belong together: "embed", "blocks.0.mixer".
+/// Parameters that belong together: "embed", "blocks.0.mixer", "gpt_neox.layers.0.attention".
 struct Group {
   std::string name;
   int64_t tensors = 0, elements = 0;
@@ -24,8 +24,8 @@ struct Group {
 std::string group_of(const std::string& parameter) {
   const size_t end = parameter.rfind('.');
   const std::string owner = parameter.substr(0, end == std::string::npos ? 0 : end);
-  constexpr std::string_view mixer = ".mixer", mlp = ".mlp";
-  for (const std::string_view part : {mixer, mlp}) {
+  constexpr std::string_view mixer = ".mixer", attention = ".attention", mlp = ".mlp";
+  for (const std::string_view part : {mixer, attention, mlp}) {
     const size_t at = owner.find(part);
     if (at != std::string::npos) return owner.substr(0, at + part.size());
   }

@@ -10,6 +10,7 @@
 #include "models/mixer.h"
 #include "tasks/presets.h"
 #include "tasks/registry.h"
+#include "tasks/study/study.h"
 #include "tools/margay/terminal.h"
 #include "tools/margay/text.h"
 #include "tools/margay/verbs.h"
@@ -51,6 +52,12 @@ Items preset_list() {
   return items;
 }
 
+Items study_list() {
+  Items items;
+  for (const Study* study : studies()) items.push_back({std::string(study->name), std::string(study->summary)});
+  return items;
+}
+
 Items devices() {
   Items items{{"cpu", ""}};
   const std::vector<std::string> lines = describe_devices();  // the CPU first
@@ -62,8 +69,12 @@ struct Kind {
   std::string_view name;
   Items (*items)();
 };
-constexpr std::array<Kind, 5> kKinds = {
-    {{"models", models}, {"tasks", tasks}, {"ops", ops}, {"presets", preset_list}, {"devices", devices}}};
+constexpr std::array<Kind, 6> kKinds = {{{"models", models},
+                                         {"tasks", tasks},
+                                         {"ops", ops},
+                                         {"presets", preset_list},
+                                         {"studies", study_list},
+                                         {"devices", devices}}};
 
 const Kind& find_kind(const std::string& name) {
   std::vector<std::string_view> names;
@@ -91,7 +102,7 @@ int run(const Arguments& arguments) {
   std::string kind;
   bool json = false;
   CommandLine line("list", "Lists what there is, by name.");
-  line.argument("KIND", kind, "models (mixers), tasks, ops, presets or devices");
+  line.argument("KIND", kind, "models (mixers), tasks, ops, presets, studies or devices");
   line.flag("--json", json, "print a JSON list of objects");
   line.example("margay list presets", "");
   line.example("margay list ops --json", "");
@@ -104,6 +115,6 @@ int run(const Arguments& arguments) {
 }  // namespace
 
 extern const Verb kList;
-constinit const Verb kList = {"list", "list models, tasks, ops, presets or devices", run};
+constinit const Verb kList = {"list", "list models, tasks, ops, presets, studies or devices", run};
 
 }  // namespace margay::cli

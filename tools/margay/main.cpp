@@ -14,16 +14,17 @@
 #include "tools/margay/terminal.h"
 #include "tools/margay/text.h"
 #include "tools/margay/verbs.h"
+#include "tools/margay/version.h"
 
 namespace margay::cli {
 
-extern const Verb kTrain, kEval, kInit, kGen, kForward, kBackward, kSample, kPlot, kList, kInfo, kGraph, kBench;
+extern const Verb kTrain, kEval, kInit, kGen, kForward, kBackward, kSample, kStudy, kPlot, kList, kInfo, kGraph, kBench,
+    kImport, kExport;
 
 namespace {
 
-constexpr std::array kVerbs = {&kTrain, &kEval,  &kSample, &kPlot, &kInfo,    &kList,
-                               &kGraph, &kBench, &kInit,   &kGen,  &kForward, &kBackward};
-constexpr std::string_view kVersion = "margay 0.1.0";
+constexpr std::array kVerbs = {&kTrain, &kEval, &kSample, &kStudy,   &kPlot,     &kInfo,   &kList,  &kGraph,
+                               &kBench, &kInit, &kGen,    &kForward, &kBackward, &kImport, &kExport};
 
 /// Exit codes, as the README lists them.
 enum Code { kDone = 0, kInternalError = 1, kUsage = 2, kBadData = 3, kDiverged = 4, kNoResources = 5 };

@@ -75,6 +75,7 @@ TEST_CASE("axis: ticks are round numbers") {
   CHECK(labels({.log = true}, 0.001, 10) == Texts{"0.001", "0.01", "0.1", "1", "10"});
   CHECK(labels({.log = true}, 1, 20) == Texts{"1", "2", "5", "10", "20"});
   CHECK(labels({.log = true}, 1e-8, 1e8).size() <= 9);
+  CHECK(labels({.log = true, .ticks = {32, 64, 128, 16384}}, 64, 20000) == Texts{"64", "128", "16384"});
 }
 
 TEST_CASE("axis: ranges are rounded outwards and never empty") {
@@ -107,9 +108,10 @@ TEST_CASE("svg: figures are well-formed, with any text and any values") {
       Figure figure{hostile, hostile, {}};
       std::vector<double> x;
       for (size_t i = 0; i < y.size(); ++i) x.push_back(static_cast<double>(i));
-      for (const auto style : {Series::Style::line, Series::Style::faint_line, Series::Style::line_and_points}) {
+      for (const auto style : {Series::Style::line, Series::Style::faint_line, Series::Style::dashed_line,
+                               Series::Style::line_and_points, Series::Style::band}) {
         figure.panels.push_back(
-            {hostile, {.label = hostile}, {.label = hostile, .log = log}, {{hostile, "", x, y, 99, style}}});
+            {hostile, {.label = hostile}, {.label = hostile, .log = log}, {{hostile, "", x, y, 99, style, y}}});
       }
       const std::string svg = to_svg(figure);
       CHECK(well_formed(svg));
@@ -131,6 +133,42 @@ TEST_CASE("svg: a long run makes no large picture, and keeps its extremes") {
   REQUIRE(svg.find(clip) != std::string::npos);
   const double top = std::stod(svg.substr(svg.find(clip) + clip.size())) + 4;
   CHECK(svg.find(fmt::format(" {:.1f}L", top)) != std::string::npos);  // the peak reaches it
+}
+
+TEST_CASE("svg: panels stand side by side under one legend") {
+  Figure figure{"title", "", {}, 3, 100};
+  for (int i = 0; i < 4; ++i) {
+    figure.panels.push_back({.title = fmt::format("panel {}", i),
+                             .x = {.label = "across"},
+                             .y = {.label = "up"},
+                             .series = {{.name = "only", .x = {0, 1}, .y = {0, 1}}}});
+  }
+  const auto times = [](const std::string& svg, std::string_view text) {
+    size_t count = 0;
+    for (size_t at = svg.find(text); at != svg.npos; at = svg.find(text, at + 1)) ++count;
+    return count;
+  };
+  const std::string rows = to_svg(figure);
+  CHECK(well_formed(rows));
+  CHECK(times(rows, ">only ") == 1);
+  CHECK(times(rows, ">up<") == 2);
+  CHECK(times(rows, ">across<") == 4);
+  figure.columns = 1;
+  const std::string column = to_svg(figure);
+  CHECK(times(column, ">only ") == 4);
+  CHECK(times(column, ">up<") == 4);
+  const auto height = [](const std::string& svg) { return std::stod(svg.substr(svg.find("height=\"") + 8)); };
+  CHECK(height(rows) < 0.7 * height(column));
+}
+
+TEST_CASE("svg: a band is filled between its edges") {
+  const Series band{.name = "band", .x = {0, 1}, .y = {0, 0}, .style = Series::Style::band, .top = {1, 0.5}};
+  const std::string svg = to_svg({"", "", {{"", {.tight = true}, {.low = 0, .high = 1}, {band}}}, 1, 100});
+  CHECK(well_formed(svg));
+  const size_t path = svg.rfind("<path d=\"M76.0 ");
+  REQUIRE(path != svg.npos);
+  CHECK(svg.substr(path, svg.find('/', path) - path).find("class=\"band\"") != std::string::npos);
+  CHECK(svg.find('z', path) < svg.find('"', path + 10));
 }
 
 TEST_CASE("report: pictures of runs name them and their results") {

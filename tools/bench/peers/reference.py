@@ -1,7 +1,7 @@
 """An independent float64 implementation of Margay's models, on PyTorch: the yardstick of check_reference.py.
 
 It shares no code with Margay and is written for reading, not for speed: each formula stands as on paper, and gradients
-come from PyTorch. Backbone "zoology" with all MLPs is here, the mixers are in the files beside it.
+come from PyTorch. Backbone "zoology" with all MLPs is here, the other one and the mixers are in the files beside it.
 A model is its configuration (table [model] of config.toml) and a dict of parameters by name.
 """
 
@@ -16,15 +16,17 @@ import torch
 import reference_attention
 import reference_landmark
 import reference_long_conv
+import reference_neox
 import reference_recurrent
 from reference_layers import Scope, linear_shapes, norm_shapes
+from reference_neox import mixer_of
 
 IGNORE = -100
 
 DEFAULTS = {
     "backbone": "zoology", "mixer": "cat", "d_model": 64, "n_layers": 1, "n_heads": 1, "vocab_size": 8192,
     "max_seq_len": 64, "position": "none", "rope_fraction": 1.0, "rope_base": 10000.0, "yarn_scale": 1.0,
-    "mlp": "none", "mlp_ratio": 4.0, "tie_embeddings": True,
+    "mlp": "none", "mlp_ratio": 4.0, "tie_embeddings": True, "final_norm": "layer_norm",
     "cat": {"conv_width": 3, "conv_site": "post", "conv_sharing": "depthwise", "conv_on": "qkv", "conv_bias": False,
             "qk_norm": "none"},
     "attention": {"window": 0}, "lincat": {"feature_map": "elu1"}, "based": {"feature_dim": 8},
@@ -73,11 +75,6 @@ def load_config(checkpoint):
     return config
 
 
-def mixer_of(config, layer):
-    mixers = config["mixer"]
-    return mixers if isinstance(mixers, str) else mixers[layer % len(mixers)]
-
-
 # ---- Parameters: what a checkpoint must hold -----------------------------------------------------------------------
 
 
@@ -97,6 +94,8 @@ def mlp_width(config):
 
 def parameter_shapes(config):
     """Name -> shape of every parameter of the model."""
+    if config["backbone"] == "gpt_neox":
+        return reference_neox.parameter_shapes(config)
     d, vocab = config["d_model"], config["vocab_size"]
     shapes = {"embed.weight": [vocab, d]}
     if config["position"] == "learned":
@@ -115,7 +114,7 @@ def parameter_shapes(config):
             m = mlp_width(config)
             shapes |= linear_shapes(f"{block}.mlp.fc1", 2 * m if config["mlp"] == "swiglu" else m, d)
             shapes |= linear_shapes(f"{block}.mlp.fc2", d, m)
-    shapes |= norm_shapes("final_norm", d)
+    shapes |= {"final_norm.weight": [d]} if config["final_norm"] == "rms_norm" else norm_shapes("final_norm", d)
     if not config["tie_embeddings"]:
         shapes["head.weight"] = [vocab, d]
     return shapes
@@ -131,6 +130,8 @@ def mlp(config, p, x):
 
 def forward(config, parameters, ids):
     """Logits [b, L, V] of token ids [b, L], in evaluation mode and in the precision of the parameters."""
+    if config["backbone"] == "gpt_neox":
+        return reference_neox.forward(config, parameters, ids)
     p = Scope(parameters)
     h = p["embed.weight"][ids]
     if config["position"] == "learned":
@@ -148,7 +149,8 @@ def forward(config, parameters, ids):
             h = block.layer_norm("norm2", r)
             if config["mlp"] != "identity":
                 h = mlp(config, block.under("mlp"), h)
-    out = p.layer_norm("final_norm", r + h)
+    final_norm = p.rms_norm if config["final_norm"] == "rms_norm" else p.layer_norm
+    out = final_norm("final_norm", r + h)
     return out @ p["embed.weight" if config["tie_embeddings"] else "head.weight"].T
 
 

@@ -1,0 +1,83 @@
+#include "models/gpt_neox.h"
+
+#include <optional>
+
+#include "models/mlp.h"
+#include "models/residual_stream.h"
+#include "models/token_embedding.h"
+#include "ops/binary.h"
+#include "ops/unary.h"
+
+namespace margay {
+namespace {
+
+class Block {
+ public:
+  Block(const ModelConfig& config, int64_t layer, const Scope& scope)
+      : norm1_(scope / "input_layernorm", config.d_model),
+        norm2_(scope / "post_attention_layernorm", config.d_model),
+        mixer_(make_mixer(config, layer, scope / "attention")),
+        up_(scope / "mlp" / "dense_h_to_4h", config.d_model, mlp_width(config), true, init::small(config.d_model)),
+        down_(scope / "mlp" / "dense_4h_to_h", mlp_width(config), config.d_model, true,
+              init::wang(config.d_model, config.n_layers)),
+        after_mixer_{config.dropout_residual, scope.stream("dropout1")},
+        after_mlp_{config.dropout_residual, scope.stream("dropout2")} {}
+
+  void operator()(ResidualStream& stream, const ForwardContext& context, MixerState* state) const {
+    const Tensor x = stream.add_and_norm(norm1_), y = norm2_(stream.r);
+    const Tensor mixed = after_mixer_(mixer_->forward(x, context, state), context.rng);
+    stream.h = add(mixed, after_mlp_(down_(gelu(up_(y))), context.rng));
+  }
+
+  const Mixer& mixer() const { return *mixer_; }
+
+ private:
+  LayerNorm norm1_, norm2_;
+  std::unique_ptr<Mixer> mixer_;
+  Linear up_, down_;
+  Dropout after_mixer_, after_mlp_;
+};
+
+class GptNeox : public Backbone {
+ public:
+  GptNeox(const ModelConfig& config, const Scope& root)
+      : embed_(config, root / "gpt_neox" / "embed_in", root / "pos_embed", init::small(config.d_model)),
+        after_embed_{config.dropout_embed, root.stream("dropout")} {
+    const Scope scope = root / "gpt_neox";
+    for (int64_t i = 0; i < config.n_layers; ++i) blocks_.emplace_back(config, i, scope / "layers" / i);
+    final_norm_.emplace(scope / "final_layer_norm", config.d_model);
+    head_ = (root / "embed_out").parameter("weight", {config.vocab_size, config.d_model}, init::small(config.d_model));
+  }
+
+  Tensor trunk(const Tensor& ids, const ForwardContext& context, ModelState* state) const override {
+    const int64_t first = state ? state->position : 0;
+    ResidualStream stream{after_embed_(embed_(ids, first), context.rng), {}};
+    for (size_t i = 0; i < blocks_.size(); ++i) blocks_[i](stream, context, state ? state->layers[i].get() : nullptr);
+    if (state) state->position = first + ids.dim(1);
+    return stream.sum();
+  }
+
+  Tensor final_norm(const Tensor& h) const override { return (*final_norm_)(h); }
+  const Tensor& head() const override { return head_; }
+
+  ModelState start(int64_t batch) const override {
+    ModelState state;
+    for (const Block& block : blocks_) state.layers.push_back(block.mixer().start(batch));
+    return state;
+  }
+
+ private:
+  TokenEmbedding embed_;
+  Dropout after_embed_;
+  std::vector<Block> blocks_;
+  std::optional<LayerNorm> final_norm_;
+  Tensor head_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backbone> make_gpt_neox(const ModelConfig& config, const Scope& scope) {
+  return std::make_unique<GptNeox>(config, scope);
+}
+
+}  // namespace margay
