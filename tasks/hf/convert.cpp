@@ -45,10 +45,8 @@ struct HfTensor {
 };
 
 /// "NEW..." for "OLD...".
-bool replace_prefix(std::string& name, std::string_view old_prefix, std::string_view new_prefix) {
-  if (!name.starts_with(old_prefix)) return false;
-  name.replace(0, old_prefix.size(), new_prefix);
-  return true;
+void replace_prefix(std::string& name, std::string_view old_prefix, std::string_view new_prefix) {
+  if (name.starts_with(old_prefix)) name.replace(0, old_prefix.size(), new_prefix);
 }
 
 HfTensor hf_tensor(HfArchitecture architecture, const ParameterShape& parameter) {
