@@ -166,6 +166,10 @@ std::string findings_of(const RecallGrid& grid, StudyScale scale, const std::vec
         "reaches 99 %. What has not learned the task by then may well learn it with more steps: this compares what "
         "can be learned quickly.\n",
         kSmallVocabulary, kBatchTokens, grid.small_steps);
+    std::vector<std::string> left_out;
+    for (size_t i = models.size(); i < grid.models.size(); ++i) left_out.push_back(grid.models[i].name);
+    text +=
+        fmt::format("Left out, being slow on a CPU, and part of the paper's scale: {}.\n", fmt::join(left_out, ", "));
   } else {
     text +=
         "Settings of the benchmark: vocabulary 8192, the same 100,000 training and 3,000 test examples for 64 epochs, "

@@ -59,8 +59,9 @@ std::string report(const Study& study, const StudySettings& settings, const Stud
   text += "## How it was run\n\n";
   text += fmt::format("- Command: `{}`\n- Scale {}, seed {}, repetitions: {}\n", options.command,
                       to_string(settings.scale), settings.seed, settings.seeds);
-  text += fmt::format("- {}\n- {}\n- Jobs: {}, {:.0f} minutes of one core together; every row is in `results.csv`\n",
-                      options.version, describe_machine(), plan.jobs.size(), total_seconds(rows) / 60);
+  text += fmt::format(
+      "- {}\n- {}\n- Runs: {}, whose seconds add up to {:.0f} minutes; all their rows are in `results.csv`\n",
+      options.version, describe_machine(), plan.jobs.size(), total_seconds(rows) / 60);
   return text;
 }
 

@@ -18,7 +18,7 @@
 namespace margay {
 namespace {
 
-constexpr int64_t kTestTokens = int64_t{1} << 19;  // of a test beyond the training length: 128 examples of 4096
+constexpr int64_t kTestTokens = int64_t{1} << 18;  // of a test beyond the training length: 64 examples of 4096
 constexpr int64_t kBatchTokens = int64_t{1} << 14;
 constexpr double kTrainingShare = 0.8;  // of the work, where longer sequences are tested afterwards
 

@@ -166,7 +166,7 @@ class PanelDrawing {
     svg_ += fmt::format(
         "<clipPath id=\"plot{0}\"><rect x=\"{1}\" y=\"{2}\" width=\"{3}\" height=\"{4}\"/></clipPath>\n"
         "<g clip-path=\"url(#plot{0})\">\n",
-        place_.index, place_.left, plot_top_ - 4, place_.width + 4, place_.height + 8);
+        place_.index, place_.left - 4, plot_top_ - 4, place_.width + 8, place_.height + 8);
     for (const Series& series : panel_.series)
       series.style == Series::Style::band ? draw_band(series) : draw_line(series);
     return svg_ + "</g>\n";

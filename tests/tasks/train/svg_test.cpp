@@ -129,7 +129,7 @@ TEST_CASE("svg: a long run makes no large picture, and keeps its extremes") {
   }
   const std::string svg = to_svg({"title", "", {{"panel", {.tight = true}, {.low = 0, .high = 5}, {series}}}});
   CHECK(svg.size() < 100'000);
-  const std::string clip = "<rect x=\"76\" y=\"";  // of the plot, 4 pixels higher
+  const std::string clip = "<rect x=\"72\" y=\"";  // of the plot, 4 pixels larger
   REQUIRE(svg.find(clip) != std::string::npos);
   const double top = std::stod(svg.substr(svg.find(clip) + clip.size())) + 4;
   CHECK(svg.find(fmt::format(" {:.1f}L", top)) != std::string::npos);  // the peak reaches it
