@@ -11,8 +11,9 @@
 namespace margay {
 namespace {
 
-// Time constants: what the standard grouping does not decay.
+// Time constants do not decay in the standard grouping, and learn slowly: Gu et al. 2022, arXiv:2206.11893.
 constexpr bool kNoDecay = false;
+constexpr double kSlow = 1e-3;
 
 /// log dt is uniform between these.
 Initializer log_dt_init() {
@@ -59,10 +60,10 @@ int64_t checked_states(const char* key, int64_t d_state) {
 DiagonalSsmBank::DiagonalSsmBank(const Scope& scope, int64_t models, int64_t d_state, const std::string& init,
                                  Discretization discretization) {
   const int64_t pairs = d_state / 2;
-  ssm_.log_dt = scope.parameter("log_dt", {models}, log_dt_init(), kNoDecay);
+  ssm_.log_dt = scope.parameter("log_dt", {models}, log_dt_init(), kNoDecay, kSlow);
   ssm_.C = scope.parameter("C", {models, pairs, 2}, init::normal(std::sqrt(0.5)));
-  ssm_.log_A_real = scope.parameter("log_A_real", {models, pairs}, log_A_real_init(init, pairs), kNoDecay);
-  ssm_.A_imag = scope.parameter("A_imag", {models, pairs}, A_imag_init(init, pairs), kNoDecay);
+  ssm_.log_A_real = scope.parameter("log_A_real", {models, pairs}, log_A_real_init(init, pairs), kNoDecay, kSlow);
+  ssm_.A_imag = scope.parameter("A_imag", {models, pairs}, A_imag_init(init, pairs), kNoDecay, kSlow);
   ssm_.discretization = discretization;
   skip_ = scope.parameter("D", {models}, init::normal(1), kNoDecay);
 }

@@ -35,11 +35,12 @@ Tensor Scope::initial_value(const std::string& name, const Shape& shape, const I
   return from_values(values, shape).to(dtype_).to(device_);
 }
 
-Tensor Scope::parameter(std::string_view name, const Shape& shape, const Initializer& initializer, bool decay) const {
+Tensor Scope::parameter(std::string_view name, const Shape& shape, const Initializer& initializer, bool decay,
+                        double max_lr) const {
   const std::string full = full_name(name);
   Tensor value = initial_value(full, shape, initializer);
   value.set_requires_grad();
-  parameters_->push_back({full, value, decay});
+  parameters_->push_back({full, value, decay, max_lr});
   return value;
 }
 

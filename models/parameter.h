@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -16,6 +17,7 @@ struct Parameter {
   /// Whether weight decay applies in the standard grouping: matrices decay; norms, biases, and the time constants of
   /// state-space models do not.
   bool decay = true;
+  double max_lr = std::numeric_limits<double>::infinity();  ///< its learning rate is never above this
 };
 using Parameters = std::vector<Parameter>;
 
@@ -34,7 +36,8 @@ class Scope {
   Scope operator/(int64_t index) const { return *this / std::string_view(std::to_string(index)); }
 
   /// Declares a parameter and returns its tensor.
-  Tensor parameter(std::string_view name, const Shape& shape, const Initializer& initializer, bool decay = true) const;
+  Tensor parameter(std::string_view name, const Shape& shape, const Initializer& initializer, bool decay = true,
+                   double max_lr = std::numeric_limits<double>::infinity()) const;
   /// The dotted name of this place.
   const std::string& name() const { return name_; }
   /// The random stream of a dropout site in this place.

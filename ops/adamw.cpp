@@ -15,7 +15,7 @@ const Op op{"adamw_step", no_grad("optimiser step"), [] {
                 for (const Tensor& tensor : in) values.push_back(tensor.detach().clone());
                 const auto part = [&](size_t i) { return std::span<const Tensor>(values).subspan(i * n, n); };
                 const Tensor hyper = from_values({0.1, 0.19, 0.002, 0.5}, {4}, in[0].device());
-                adamw_step(part(0), part(1), part(2), part(3), std::vector<double>(n, 0.1), hyper);
+                adamw_step(part(0), part(1), part(2), part(3), std::vector<AdamWRule>(n, {.weight_decay = 0.1}), hyper);
                 Tensors changed(part(0).begin(), part(0).end());
                 for (const size_t i : {2, 3}) changed.insert(changed.end(), part(i).begin(), part(i).end());
                 return changed;
@@ -40,13 +40,13 @@ void check_like(const char* arg, const Tensor& tensor, const Tensor& param) {
 }  // namespace
 
 void adamw_step(std::span<const Tensor> params, std::span<const Tensor> grads, std::span<const Tensor> m,
-                std::span<const Tensor> v, std::span<const double> weight_decay, const Tensor& hyper,
+                std::span<const Tensor> v, std::span<const AdamWRule> rules, const Tensor& hyper,
                 const AdamWOptions& options) {
   const size_t count = params.size();
   op.require(grads.size() == count, "grads", grads.size(), "as many as params: {}", count);
   op.require(m.size() == count, "m", m.size(), "as many as params: {}", count);
   op.require(v.size() == count, "v", v.size(), "as many as params: {}", count);
-  op.require(weight_decay.size() == count, "weight_decay", weight_decay.size(), "as many as params: {}", count);
+  op.require(rules.size() == count, "rules", rules.size(), "as many as params: {}", count);
   if (count == 0) return;
   op.require(hyper.defined() && hyper.dtype() == DType::f64 && hyper.shape() == Shape{4} && hyper.is_contiguous(),
              "hyper", hyper, "f64[4], contiguous");
@@ -69,7 +69,7 @@ void adamw_step(std::span<const Tensor> params, std::span<const Tensor> grads, s
     op.mutate("m", m[i]);
     op.mutate("v", v[i]);
     table.push_back({param.region().data, m[i].region().data, v[i].region().data, gradients.back().region().data,
-                     param.numel(), blocks, weight_decay[i]});
+                     param.numel(), blocks, rules[i]});
     blocks += (param.numel() + kernels::AdamW<float>::kBlock - 1) / kernels::AdamW<float>::kBlock;
   }
   op.launch<kernels::AdamW>(params[0], [&]<class T>(kernels::AdamW<T>& a) {

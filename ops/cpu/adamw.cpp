@@ -10,11 +10,11 @@ namespace margay::kernels {
 template <class T>
 void run(Cpu cpu, const AdamW<T>& a) {
   using Vec = simd::Vec<T>;
-  const double lr = a.hyper[0], correction1 = a.hyper[1], correction2 = a.hyper[2];
+  const double correction1 = a.hyper[1], correction2 = a.hyper[2];
   const Vec clip(static_cast<T>(a.hyper[3])), eps(static_cast<T>(a.options.eps));
   const Vec beta1(static_cast<T>(a.options.beta1)), rest1(static_cast<T>(1 - a.options.beta1));
   const Vec beta2(static_cast<T>(a.options.beta2)), rest2(static_cast<T>(1 - a.options.beta2));
-  const Vec step(static_cast<T>(lr / correction1)), scale(static_cast<T>(1 / std::sqrt(correction2)));
+  const Vec scale(static_cast<T>(1 / std::sqrt(correction2)));
   parallel_for(cpu, a.blocks, [&](int64_t block) {
     const AdamWTensor* const last =
         std::upper_bound(a.tensors, a.tensors + a.count, block,
@@ -24,7 +24,8 @@ void run(Cpu cpu, const AdamW<T>& a) {
     T *const param = static_cast<T*>(tensor.param), *const m = static_cast<T*>(tensor.m),
              *const v = static_cast<T*>(tensor.v);
     const T* const grad = static_cast<const T*>(tensor.grad);
-    const Vec keep(static_cast<T>(1 - lr * tensor.weight_decay));
+    const double lr = std::min(a.hyper[0], tensor.rule.max_lr);
+    const Vec step(static_cast<T>(lr / correction1)), keep(static_cast<T>(1 - lr * tensor.rule.weight_decay));
     for (int64_t i = begin; i < end; i += Vec::size) {
       const int64_t n = end - i;
       const Vec g = Vec::load(grad + i, n) * clip;

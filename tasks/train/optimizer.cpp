@@ -6,7 +6,6 @@
 
 #include "engine/error.h"
 #include "engine/safetensors.h"
-#include "ops/adamw.h"
 #include "ops/grad_norm.h"
 #include "tasks/train/model_file.h"
 
@@ -19,7 +18,7 @@ Optimizer::Optimizer(const Parameters& parameters, const TrainConfig& config) : 
     values_.push_back(parameter.value);
     m_.push_back(zeros_like(parameter.value));
     v_.push_back(zeros_like(parameter.value));
-    weight_decay_.push_back(decays ? config.weight_decay : 0);
+    rules_.push_back({.weight_decay = decays ? config.weight_decay : 0, .max_lr = parameter.max_lr});
   }
 }
 
@@ -36,7 +35,7 @@ double Optimizer::update(int64_t step, double lr) {
   const Tensor hyper =
       from_values({lr, 1 - std::pow(beta1, t), 1 - std::pow(beta2, t), 1.0}, {4}, values_.front().device());
   hyper.view({}, {}, 3).copy_from(clip_coefficient(norm, config_.grad_clip));
-  adamw_step(values_, gradients, m_, v_, weight_decay_, hyper, {beta1, beta2, config_.eps});
+  adamw_step(values_, gradients, m_, v_, rules_, hyper, {beta1, beta2, config_.eps});
   forget_gradients();
   return norm_value;
 }

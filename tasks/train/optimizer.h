@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "models/parameter.h"
+#include "ops/adamw.h"
 #include "tasks/config.h"
 
 namespace margay {
@@ -12,6 +13,7 @@ namespace margay {
 ///     m = b1 m + (1 - b1) g        v = b2 v + (1 - b2) g^2
 ///     p = p (1 - lr decay) - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)        t = 1, 2, ...
 ///
+/// The learning rate of a parameter is never above its max_lr.
 /// With train.decay_groups = "standard" norms, biases and the time constants of state-space models do not decay; with
 /// "zoology" everything does. A parameter that no gradient reached is left as it is.
 class Optimizer {
@@ -34,7 +36,7 @@ class Optimizer {
   TrainConfig config_;
   std::vector<std::string> names_;
   Tensors values_, m_, v_;
-  std::vector<double> weight_decay_;
+  std::vector<AdamWRule> rules_;
 };
 
 }  // namespace margay

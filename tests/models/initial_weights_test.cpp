@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -65,6 +66,19 @@ TEST_CASE("initial weights: mamba") {
   for (const Parameter& p : model.parameters())
     if (p.name.find("A_log") != std::string::npos || p.name.ends_with(".D") || p.name.ends_with("bias"))
       CHECK_FALSE(p.decay);
+}
+
+TEST_CASE("initial weights: s4d and h3, whose time constants learn at 1e-3 at most and do not decay") {
+  for (const char* mixer : {"s4d", "h3"}) {
+    int64_t slow = 0;
+    for (const Parameter& p : model_of(mixer, 1).parameters()) {
+      const bool time_constant = p.name.ends_with("log_dt") || p.name.find("A_") != std::string::npos;
+      CHECK(p.max_lr == (time_constant ? 1e-3 : std::numeric_limits<double>::infinity()));
+      if (time_constant) CHECK_FALSE(p.decay);
+      slow += time_constant;
+    }
+    CHECK(slow == 3);
+  }
 }
 
 TEST_CASE("initial weights: mamba2") {

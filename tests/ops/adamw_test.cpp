@@ -2,6 +2,7 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <functional>
 
@@ -44,7 +45,8 @@ std::string message_of(const std::function<void()>& call) {
 
 TEST_CASE("adamw_step equals plain loops over several steps") {
   const std::vector<Shape> shapes{{3, 5}, {}, {0, 2}, {20000}, {17}};
-  const std::vector<double> decay{0.1, 0, 0.1, 0.3, 0};
+  const std::vector<AdamWRule> rules{
+      {.weight_decay = 0.1}, {}, {.weight_decay = 0.1}, {.weight_decay = 0.3}, {0.2, 0.015}};
   const AdamWOptions options{0.8, 0.95, 1e-6};
   for (const DType dtype : {DType::f32, DType::f64}) {
     const double tolerance = dtype == DType::f32 ? 1e-6 : 1e-14;
@@ -58,8 +60,9 @@ TEST_CASE("adamw_step equals plain loops over several steps") {
     for (int step = 1; step <= 3; ++step) {
       const double lr = 0.01 * step, clip = step == 2 ? 0.5 : 1;
       const NoGrad no_grad;
-      adamw_step(s.params, s.grads, s.m, s.v, decay, hyper_of(lr, step, clip, options), options);
+      adamw_step(s.params, s.grads, s.m, s.v, rules, hyper_of(lr, step, clip, options), options);
       for (size_t i = 0; i < p.size(); ++i) {
+        const double rate = std::min(lr, rules[i].max_lr);
         const auto grad = s.grads[i].to(DType::f64).to_vector<double>();
         for (size_t j = 0; j < grad.size(); ++j) {
           const double g = clip * grad[j];
@@ -67,7 +70,7 @@ TEST_CASE("adamw_step equals plain loops over several steps") {
           v[i][j] = options.beta2 * v[i][j] + (1 - options.beta2) * g * g;
           const double mhat = m[i][j] / (1 - std::pow(options.beta1, step));
           const double vhat = v[i][j] / (1 - std::pow(options.beta2, step));
-          p[i][j] = p[i][j] * (1 - lr * decay[i]) - lr * mhat / (std::sqrt(vhat) + options.eps);
+          p[i][j] = p[i][j] * (1 - rate * rules[i].weight_decay) - rate * mhat / (std::sqrt(vhat) + options.eps);
         }
       }
     }
@@ -85,7 +88,7 @@ TEST_CASE("adamw_step: a tensor without a gradient is left alone, decay included
   s.grads[0] = {};
   const Tensor before = s.params[0].clone(), other = s.params[1].clone();
   const NoGrad no_grad;
-  adamw_step(s.params, s.grads, s.m, s.v, std::vector<double>{0.1, 0.1}, hyper_of(0.1, 1, 1));
+  adamw_step(s.params, s.grads, s.m, s.v, std::vector<AdamWRule>(2, {.weight_decay = 0.1}), hyper_of(0.1, 1, 1));
   CHECK(same_bits(s.params[0], before));
   CHECK_FALSE(same_bits(s.params[1], other));
   adamw_step({}, {}, {}, {}, {}, hyper_of(0.1, 1, 1));
@@ -95,37 +98,37 @@ TEST_CASE("adamw_step: a parameter that an op has saved is known to have changed
   State s = make_state({{4}}, DType::f32);
   const Saved saved(s.params[0]);
   const NoGrad no_grad;
-  adamw_step(s.params, s.grads, s.m, s.v, std::vector<double>{0}, hyper_of(0.1, 1, 1));
+  adamw_step(s.params, s.grads, s.m, s.v, std::vector<AdamWRule>(1), hyper_of(0.1, 1, 1));
   CHECK_THROWS_AS(*saved, std::logic_error);
 }
 
 TEST_CASE("adamw_step: errors name the argument") {
-  const auto step = [](const State& s, const Tensor& hyper, const std::vector<double>& decay) {
-    return message_of([&] { adamw_step(s.params, s.grads, s.m, s.v, decay, hyper); });
+  const auto step = [](const State& s, const Tensor& hyper, const std::vector<AdamWRule>& rules) {
+    return message_of([&] { adamw_step(s.params, s.grads, s.m, s.v, rules, hyper); });
   };
   const Tensor hyper = hyper_of(0.1, 1, 1);
-  const std::vector<double> decay{0.1, 0.1};
+  const std::vector<AdamWRule> rules(2);
   State s = make_state({{4}, {5, 2}}, DType::f32);
-  CHECK(step(s, zeros({4}), decay) == "adamw_step: hyper must be f64[4], contiguous, got f32[4]");
-  CHECK(step(s, {}, decay).find("hyper must be") != std::string::npos);
-  CHECK(step(s, hyper, {0.1}).find("weight_decay must be as many as params: 2, got 1") != std::string::npos);
+  CHECK(step(s, zeros({4}), rules) == "adamw_step: hyper must be f64[4], contiguous, got f32[4]");
+  CHECK(step(s, {}, rules).find("hyper must be") != std::string::npos);
+  CHECK(step(s, hyper, {AdamWRule{}}).find("rules must be as many as params: 2, got 1") != std::string::npos);
   State fewer = s;
   fewer.grads.pop_back();
-  CHECK(step(fewer, hyper, decay).find("grads must be as many as params") != std::string::npos);
+  CHECK(step(fewer, hyper, rules).find("grads must be as many as params") != std::string::npos);
   State wrong = s;
   wrong.m[1] = zeros({5});
-  CHECK(step(wrong, hyper, decay) == "adamw_step: m must be contiguous, of the shape of f32[5,2], got f32[5]");
+  CHECK(step(wrong, hyper, rules) == "adamw_step: m must be contiguous, of the shape of f32[5,2], got f32[5]");
   wrong = s;
   wrong.v[0] = zeros({4}, DType::f64);
-  CHECK(step(wrong, hyper, decay).find("v must be of the dtype") != std::string::npos);
+  CHECK(step(wrong, hyper, rules).find("v must be of the dtype") != std::string::npos);
   wrong = s;
   wrong.grads[0] = zeros({3});
-  CHECK(step(wrong, hyper, decay).find("grads must be of the shape") != std::string::npos);
+  CHECK(step(wrong, hyper, rules).find("grads must be of the shape") != std::string::npos);
   wrong = s;
   wrong.params[0] = zeros({4, 2}).view({4}, {2});
-  CHECK(step(wrong, hyper, decay).find("params must be contiguous") != std::string::npos);
+  CHECK(step(wrong, hyper, rules).find("params must be contiguous") != std::string::npos);
   s.params[0].set_requires_grad();
-  CHECK(step(s, hyper, decay).find("params must be a leaf, and recording off") != std::string::npos);
+  CHECK(step(s, hyper, rules).find("params must be a leaf, and recording off") != std::string::npos);
 }
 
 }  // namespace margay::test

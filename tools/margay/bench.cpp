@@ -67,7 +67,7 @@ std::vector<const BenchRow*> selected(const std::vector<BenchRow>& rows, const s
   }
   for (const std::string& name : wanted) {
     if (std::any_of(rows.begin(), rows.end(), [&](const BenchRow& row) { return matches(row.name, name); })) continue;
-    std::vector<std::string_view> names{"train", "op"};
+    std::vector<std::string_view> names{"train", "mixer", "decode", "op"};
     for (const BenchRow& row : rows) names.push_back(row.name);
     throw ConfigError(
         fmt::format("unknown row {}; the nearest is \"{}\"", margay::quoted(name), nearest_name(name, names)));
@@ -102,7 +102,7 @@ int run(const Arguments& arguments) {
   Device device;
   CommandLine line(
       "bench",
-      "Times training steps and single ops: median and fastest, in milliseconds, after a warm-up. Peak memory\n"
+      "Times training steps, mixers and single ops: median and fastest, in milliseconds, after a warm-up. Peak memory\n"
       "is the process's; for exact figures give each row a process of its own.");
   line.arguments("NAME", names, "rows, or the start of their names up to a slash; all without");
   line.flag("--json", json, "print a JSON list of objects");
@@ -112,11 +112,14 @@ int run(const Arguments& arguments) {
   line.option("--seconds T", timing.seconds, 0, 3600, "timed seconds, at least [2]");
   line.device_and_threads(device);
   line.example("margay bench train --threads 2", "all training rows");
+  line.example("margay bench mixer/mamba-L1k mixer/mamba-L64k", "is the cost of a token the same?");
   line.example("margay bench train/cat-L64 op/linear-64x192 --json", "");
   if (!line.parse(arguments)) return 0;
 
   std::vector<BenchRow> rows = training_rows();
-  for (BenchRow& row : op_rows()) rows.push_back(std::move(row));
+  for (auto more : {mixer_rows, op_rows}) {
+    for (BenchRow& row : more()) rows.push_back(std::move(row));
+  }
   const std::vector<const BenchRow*> chosen = selected(rows, names);
   auto results = nlohmann::ordered_json::array();
   if (!json && !list) {
@@ -142,6 +145,6 @@ int run(const Arguments& arguments) {
 }  // namespace
 
 extern const Verb kBench;
-constinit const Verb kBench = {"bench", "time training steps and single ops", run};
+constinit const Verb kBench = {"bench", "time training steps, mixers and single ops", run};
 
 }  // namespace margay::cli

@@ -10,10 +10,6 @@
 #include "ops/conv1d_causal.h"
 #include "ops/embedding.h"
 #include "ops/fft_conv.h"
-#include "ops/gated_delta_rule.h"
-#include "ops/landmark_attention.h"
-#include "ops/landmark_choice.h"
-#include "ops/landmark_pool.h"
 #include "ops/layer_norm.h"
 #include "ops/linear.h"
 #include "ops/linear_attention.h"
@@ -145,42 +141,6 @@ std::vector<OpCase> op_cases() {
   };
 }
 
-/// Mixers of one long sequence, 1k and 64k tokens: is the cost of a token the same?
-std::vector<OpCase> long_cases() {
-  std::vector<OpCase> cases;
-  for (const int64_t length : {1024, 65536}) {
-    const auto heads = [=](int64_t count, int64_t features) {
-      return [=](Device on) {
-        const Shape rows{1, count, length, features};
-        return Tensors{normal(rows, on), normal(rows, on), normal({1, count, length, kWidth / count}, on)};
-      };
-    };
-    const auto add = [&](const char* name, std::function<Tensors(Device)> inputs,
-                         std::function<Tensor(const Tensors&)> call) {
-      cases.push_back({fmt::format("{}-L{}k", name, length / 1024), length, 0, std::move(inputs), std::move(call)});
-    };
-    add("linear_attention", heads(1, kWidth), [](const Tensors& in) {
-      return linear_attention(in[0], in[1], in[2], {FeatureMap::elu1, true, 1e-6});
-    });
-    add("linear_attention-taylor2", heads(1, 8), [](const Tensors& in) {
-      return linear_attention(in[0], in[1], in[2], {FeatureMap::taylor2, true, 1e-12});
-    });
-    // With two blocks for each query, and about the best size of blocks for that: sqrt(length / 3).
-    add("landmark_attention", heads(1, kWidth), [=](const Tensors& in) {
-      const int64_t block = length > 1024 ? 128 : 16;
-      const Tensor landmarks = landmark_pool(in[1], full({block}, 0.1, DType::f32, in[0].device()));
-      const Tensor blocks = landmark_choice(in[0], landmarks, length, block, 2);
-      return landmark_attention({in[0], in[1], in[2], {}, landmarks, {}, {}, blocks},
-                                {.block_size = block, .scale = 1 / std::sqrt(static_cast<double>(kWidth))});
-    });
-    add("gated_delta_rule", heads(4, kWidth / 4), [](const Tensors& in) {
-      const Tensor rate = full({1, 4, in[0].dim(2)}, 0.01, DType::f32, in[0].device());
-      return gated_delta_rule(in[0], in[1], in[2], {}, rate);
-    });
-  }
-  return cases;
-}
-
 /// The optimiser's pass over as many parameters as the small models have.
 BenchRow adamw_row() {
   const auto prepare = [](Device device) -> std::function<void()> {
@@ -190,8 +150,8 @@ BenchRow adamw_row() {
     const Tensor hyper = from_values({1e-3, 0.1, 0.001, 1.0}, {4}, device);
     return [=] {
       const NoGrad no_grad;
-      const std::vector<double> decay{0.1};
-      adamw_step(value, grad, m, v, decay, hyper);
+      const std::vector<AdamWRule> rules{{.weight_decay = 0.1}};
+      adamw_step(value, grad, m, v, rules, hyper);
       backend(device).synchronize();
     };
   };
@@ -202,9 +162,7 @@ BenchRow adamw_row() {
 
 std::vector<BenchRow> op_rows() {
   std::vector<BenchRow> rows;
-  std::vector<OpCase> cases = op_cases();
-  for (OpCase& op : long_cases()) cases.push_back(std::move(op));
-  for (const OpCase& op : cases) {
+  for (const OpCase& op : op_cases()) {
     rows.push_back(
         {"op/" + op.name + "/forward", op.tokens, op.flops, [op](Device device) { return forward_only(op, device); }});
     rows.push_back({"op/" + op.name + "/forward+backward", op.tokens, 3 * op.flops,

@@ -21,8 +21,10 @@ struct BenchRow {
 /// examples included. `cat`, `lcat` and `lincat` have one layer with depthwise filters of width 4 on q, k and v, the
 /// others two layers, `attention` with learned positions; all have tied embeddings and no MLP.
 std::vector<BenchRow> training_rows();
-/// op/NAME: single ops on shapes of those models, and on single sequences of 1k and 64k tokens (-L1k, -L64k), `forward`
-/// and `forward+backward`.
+/// mixer/NAME-L1k ... -L64k: forward and backward pass of one mixer of width 64 over one sequence; lcat's blocks are of
+/// the size that is best for the length. decode/NAME-L1k ...: the same mixer's next token after that many.
+std::vector<BenchRow> mixer_rows();
+/// op/NAME: single ops on shapes of those models, `forward` and `forward+backward`.
 std::vector<BenchRow> op_rows();
 
 }  // namespace margay::cli

@@ -2,6 +2,7 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <string>
@@ -15,7 +16,7 @@ using namespace margay;
 
 namespace {
 
-/// A weight that decays, a bias that does not, and a parameter that no gradient ever reaches.
+/// A weight that decays, a bias that does not and learns slowly, and a parameter that no gradient ever reaches.
 Parameters made_up_parameters() {
   Parameters parameters;
   RandomStream random(3, 0);
@@ -26,6 +27,7 @@ Parameters made_up_parameters() {
   };
   add("weight", {5, 7}, true);
   add("bias", {7}, false);
+  parameters.back().max_lr = 0.02;
   add("unused", {3}, true);
   return parameters;
 }
@@ -59,6 +61,7 @@ class NaiveAdamW {
       p.emplace_back(values.begin(), values.end());
       m_.emplace_back(values.size(), 0.0);
       v_.emplace_back(values.size(), 0.0);
+      max_lr_.push_back(parameter.max_lr);
       decay_.push_back(parameter.decay || config.decay_groups == "zoology" ? config.weight_decay : 0);
     }
   }
@@ -76,12 +79,13 @@ class NaiveAdamW {
     const auto [b1, b2] = config_.betas;
     const auto t = static_cast<double>(step + 1);
     for (size_t i = 0; i < 2; ++i) {
+      const double rate = std::min(lr, max_lr_[i]);
       for (size_t k = 0; k < p[i].size(); ++k) {
         const double g = clip * gradients[i][k];
         m_[i][k] = b1 * m_[i][k] + (1 - b1) * g;
         v_[i][k] = b2 * v_[i][k] + (1 - b2) * g * g;
         const double m = m_[i][k] / (1 - std::pow(b1, t)), v = v_[i][k] / (1 - std::pow(b2, t));
-        p[i][k] = p[i][k] * (1 - lr * decay_[i]) - lr * m / (std::sqrt(v) + config_.eps);
+        p[i][k] = p[i][k] * (1 - rate * decay_[i]) - rate * m / (std::sqrt(v) + config_.eps);
       }
     }
     return norm;
@@ -92,12 +96,12 @@ class NaiveAdamW {
  private:
   TrainConfig config_;
   std::vector<std::vector<double>> m_, v_;
-  std::vector<double> decay_;
+  std::vector<double> decay_, max_lr_;
 };
 
 }  // namespace
 
-TEST_CASE("optimizer: AdamW with decay groups and clipping equals the formula") {
+TEST_CASE("optimizer: AdamW with decay groups, clipping and slow parameters equals the formula") {
   for (const char* groups : {"standard", "zoology"}) {
     for (const double clip : {0.0, 0.5, 100.0}) {
       CAPTURE(groups);
