@@ -71,7 +71,8 @@ TEST_CASE("initial weights: mamba") {
 TEST_CASE("initial weights: s4d and h3, whose time constants learn at 1e-3 at most and do not decay") {
   for (const char* mixer : {"s4d", "h3"}) {
     int64_t slow = 0;
-    for (const Parameter& p : model_of(mixer, 1).parameters()) {
+    const LanguageModel model = model_of(mixer, 1);
+    for (const Parameter& p : model.parameters()) {
       const bool time_constant = p.name.ends_with("log_dt") || p.name.find("A_") != std::string::npos;
       CHECK(p.max_lr == (time_constant ? 1e-3 : std::numeric_limits<double>::infinity()));
       if (time_constant) CHECK_FALSE(p.decay);

@@ -27,7 +27,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PEER = "tools/bench/peers/mqar_step.py"
-ROWS = [f"train/{model}-L{length}" for model in ("attention", "cat", "hyena", "s4d") for length in (64, 256, 512)]
+ROWS = [f"train/{model}-L{length}" for model in ("attention", "cat", "hyena", "s4d", "mamba") for length in (64, 256, 512)]
 
 
 class Failed(Exception):

@@ -1,7 +1,6 @@
 """PyTorch's Hyena and S4D for mqar_step.py: the usual code, with torch.fft at twice the length.
 
-Parameters have the names of Margay's checkpoints, so that a state_dict is one, but for short filters: torch stores the
-tap of the current token last.
+Parameters have the names of Margay's checkpoints.
 """
 
 import math
@@ -80,9 +79,3 @@ class S4d(nn.Module):
 
 
 MIXERS = {"hyena": Hyena, "s4d": S4d}
-
-
-def checkpoint(mixer):
-    """The mixer's parameters by name, as in a checkpoint."""
-    return {name: value[:, 0].flip(-1) if name == "short_conv.weight" else value
-            for name, value in mixer.named_parameters()}

@@ -3,7 +3,7 @@
 
 The models are those of Margay's rows train/MODEL-L*: V=8192, d=64, tied head, no MLP; two layers
 of attention with learned positions, one layer of CAT with a depthwise filter of width 4 on q, k and v, or two layers of
-Hyena or S4D. A step is forward, loss, backward and AdamW on a batch of multi-query associative recall in float32. The batches are made
+Hyena, S4D or Mamba. A step is forward, loss, backward and AdamW on a batch of multi-query associative recall in float32. The batches are made
 beforehand, outside of the time, and the positions of the labels with them: both favour this side.
 
 Forms: "full" computes logits at every position, the usual code; "gather" only at labelled ones.
@@ -23,8 +23,10 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import long_conv_peers  # noqa: E402
+import mamba_peer  # noqa: E402
 
-MODELS = ["attention", "cat", *long_conv_peers.MIXERS]
+MIXERS = long_conv_peers.MIXERS | {"mamba": mamba_peer.Mamba}
+MODELS = ["attention", "cat", *MIXERS]
 VOCAB, WIDTH, FILTER_WIDTH = 8192, 64, 4
 PAIRS = {64: 4, 128: 8, 256: 16, 512: 64}
 DIFFERENT_BATCHES = 8
@@ -50,15 +52,15 @@ class SelfAttention(nn.Module):
 
 
 def make_mixer(kind, d, length):
-    if kind in long_conv_peers.MIXERS:
-        return long_conv_peers.MIXERS[kind](d, length)
+    if kind in MIXERS:
+        return MIXERS[kind](d, length)
     return SelfAttention(d, FILTER_WIDTH if kind == "cat" else 0)
 
 
 class Block(nn.Module):
     def __init__(self, kind, d, length):
         super().__init__()
-        self.norm = nn.LayerNorm(d)
+        self.norm = nn.RMSNorm(d, eps=1e-5) if kind == "mamba" else nn.LayerNorm(d)
         self.mixer = make_mixer(kind, d, length)
 
     def forward(self, r):
@@ -87,6 +89,12 @@ class Model(nn.Module):
         if rows is not None:
             h, labels = h[rows], labels[rows]
         return F.cross_entropy(h @ self.embed.weight.T, labels)
+
+
+def checkpoint(mixer):
+    """The mixer's parameters by name, as in a checkpoint: torch stores the tap of the current token last."""
+    return {name: value[:, 0].flip(-1) if name in ("short_conv.weight", "conv1d.weight") else value
+            for name, value in mixer.named_parameters()}
 
 
 def mqar_batch(batch, length, generator, vocab=VOCAB, pairs=None):
@@ -167,10 +175,9 @@ def self_test():
                    "final_norm.weight": model.final_norm.weight, "final_norm.bias": model.final_norm.bias}
         for n, block in enumerate(model.blocks):
             prefix = f"blocks.{n}"
-            for part in ("weight", "bias"):
-                weights[f"{prefix}.norm1.{part}"] = getattr(block.norm, part)
-            if kind in long_conv_peers.MIXERS:
-                parameters = long_conv_peers.checkpoint(block.mixer)
+            weights |= {f"{prefix}.norm1.{part}": value for part, value in block.norm.named_parameters()}
+            if kind in MIXERS:
+                parameters = checkpoint(block.mixer)
                 weights |= {f"{prefix}.mixer.{name}": value for name, value in parameters.items()}
                 continue
             for part in ("weight", "bias"):
