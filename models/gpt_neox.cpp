@@ -1,9 +1,7 @@
 #include "models/gpt_neox.h"
 
-#include <optional>
-
+#include "models/block_stack.h"
 #include "models/mlp.h"
-#include "models/residual_stream.h"
 #include "models/token_embedding.h"
 #include "ops/binary.h"
 #include "ops/unary.h"
@@ -42,35 +40,27 @@ class GptNeox : public Backbone {
  public:
   GptNeox(const ModelConfig& config, const Scope& root)
       : embed_(config, root / "gpt_neox" / "embed_in", root / "pos_embed", init::small(config.d_model)),
-        after_embed_{config.dropout_embed, root.stream("dropout")} {
-    const Scope scope = root / "gpt_neox";
-    for (int64_t i = 0; i < config.n_layers; ++i) blocks_.emplace_back(config, i, scope / "layers" / i);
-    final_norm_.emplace(scope / "final_layer_norm", config.d_model);
-    head_ = (root / "embed_out").parameter("weight", {config.vocab_size, config.d_model}, init::small(config.d_model));
-  }
+        after_embed_{config.dropout_embed, root.stream("dropout")},
+        blocks_(config, root / "gpt_neox" / "layers"),
+        final_norm_(root / "gpt_neox" / "final_layer_norm", config.d_model),
+        head_((root / "embed_out")
+                  .parameter("weight", {config.vocab_size, config.d_model}, init::small(config.d_model))) {}
 
   Tensor trunk(const Tensor& ids, const ForwardContext& context, ModelState* state) const override {
     const int64_t first = state ? state->position : 0;
-    ResidualStream stream{after_embed_(embed_(ids, first), context.rng), {}};
-    for (size_t i = 0; i < blocks_.size(); ++i) blocks_[i](stream, context, state ? state->layers[i].get() : nullptr);
-    if (state) state->position = first + ids.dim(1);
-    return stream.sum();
+    return blocks_({after_embed_(embed_(ids, first), context.rng), {}}, ids.dim(1), context, state);
   }
 
-  Tensor final_norm(const Tensor& h) const override { return (*final_norm_)(h); }
+  Tensor final_norm(const Tensor& h) const override { return final_norm_(h); }
   const Tensor& head() const override { return head_; }
 
-  ModelState start(int64_t batch) const override {
-    ModelState state;
-    for (const Block& block : blocks_) state.layers.push_back(block.mixer().start(batch));
-    return state;
-  }
+  ModelState start(int64_t batch) const override { return blocks_.start(batch); }
 
  private:
   TokenEmbedding embed_;
   Dropout after_embed_;
-  std::vector<Block> blocks_;
-  std::optional<LayerNorm> final_norm_;
+  BlockStack<Block> blocks_;
+  LayerNorm final_norm_;
   Tensor head_;
 };
 

@@ -3,8 +3,8 @@
 #include <optional>
 #include <variant>
 
+#include "models/block_stack.h"
 #include "models/mlp.h"
-#include "models/residual_stream.h"
 #include "models/token_embedding.h"
 
 namespace margay {
@@ -58,37 +58,29 @@ class Block {
 class Zoology : public Backbone {
  public:
   Zoology(const ModelConfig& config, const Scope& scope)
-      : embed_(config, scope / "embed", scope / "pos_embed", init::normal(0.02)) {
-    for (int64_t i = 0; i < config.n_layers; ++i) blocks_.emplace_back(config, i, scope / "blocks" / i);
-    final_norm_.emplace(make_norm(config.final_norm == "rms_norm", scope / "final_norm", config.d_model));
-    head_ = config.tie_embeddings
-                ? embed_.weight()
-                : (scope / "head").parameter("weight", {config.vocab_size, config.d_model}, init::normal(0.02));
-  }
+      : embed_(config, scope / "embed", scope / "pos_embed", init::normal(0.02)),
+        blocks_(config, scope / "blocks"),
+        final_norm_(make_norm(config.final_norm == "rms_norm", scope / "final_norm", config.d_model)),
+        head_(config.tie_embeddings
+                  ? embed_.weight()
+                  : (scope / "head").parameter("weight", {config.vocab_size, config.d_model}, init::normal(0.02))) {}
 
   Tensor trunk(const Tensor& ids, const ForwardContext& context, ModelState* state) const override {
     const int64_t first = state ? state->position : 0;
-    ResidualStream stream{{}, embed_(ids, first)};
-    for (size_t i = 0; i < blocks_.size(); ++i) blocks_[i](stream, context, state ? state->layers[i].get() : nullptr);
-    if (state) state->position = first + ids.dim(1);
-    return stream.sum();
+    return blocks_({{}, embed_(ids, first)}, ids.dim(1), context, state);
   }
 
   Tensor final_norm(const Tensor& h) const override {
-    return std::visit([&](const auto& norm) { return norm(h); }, *final_norm_);
+    return std::visit([&](const auto& norm) { return norm(h); }, final_norm_);
   }
   const Tensor& head() const override { return head_; }
 
-  ModelState start(int64_t batch) const override {
-    ModelState state;
-    for (const Block& block : blocks_) state.layers.push_back(block.mixer().start(batch));
-    return state;
-  }
+  ModelState start(int64_t batch) const override { return blocks_.start(batch); }
 
  private:
   TokenEmbedding embed_;
-  std::vector<Block> blocks_;
-  std::optional<Norm> final_norm_;
+  BlockStack<Block> blocks_;
+  Norm final_norm_;
   Tensor head_;
 };
 
