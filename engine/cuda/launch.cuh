@@ -1,6 +1,7 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
+#include <tuple>
 
 #include "engine/cuda/check.cuh"
 #include "engine/types.h"
@@ -13,8 +14,15 @@ inline constexpr int kThreads = 256;  // of a block, where a kernel has no reaso
 /// Starts a kernel on the context's stream. The context's device must be current, as DeviceBackend::stream() makes it.
 template <class... Parameters, class... Arguments>
 void launch(Cuda context, dim3 grid, dim3 block, void (*kernel)(Parameters...), const Arguments&... arguments) {
-  kernel<<<grid, block, 0, static_cast<cudaStream_t>(context.stream)>>>(static_cast<Parameters>(arguments)...);
-  MARGAY_CUDA_CHECK(cudaGetLastError());
+  std::tuple<Parameters...> values(static_cast<Parameters>(arguments)...);
+  void* pointers[sizeof...(Parameters) + 1];  // an array has at least one element
+  std::apply(
+      [&](auto&... value) {
+        size_t i = 0;
+        ((pointers[i++] = &value), ...);
+      },
+      values);
+  MARGAY_CUDA_CHECK(cudaLaunchKernel(kernel, grid, block, pointers, 0, static_cast<cudaStream_t>(context.stream)));
 }
 
 /// Starts a kernel that walks `count` elements by first_index() and index_step(); nothing for no elements.
