@@ -92,9 +92,15 @@ struct CompareFwd {
 template <class T>
 void run(Cpu, const BinaryFwd<T>&);
 template <class T>
+void run(Cuda, const BinaryFwd<T>&);
+template <class T>
 void run(Cpu, const BinaryBwd<T>&);
 template <class T>
+void run(Cuda, const BinaryBwd<T>&);
+template <class T>
 void run(Cpu, const CompareFwd<T>&);
+template <class T>
+void run(Cuda, const CompareFwd<T>&);
 
 }  // namespace kernels
 }  // namespace margay

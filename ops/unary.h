@@ -70,7 +70,11 @@ struct UnaryBwd {
 template <class T>
 void run(Cpu, const UnaryFwd<T>&);
 template <class T>
+void run(Cuda, const UnaryFwd<T>&);
+template <class T>
 void run(Cpu, const UnaryBwd<T>&);
+template <class T>
+void run(Cuda, const UnaryBwd<T>&);
 
 }  // namespace kernels
 }  // namespace margay

@@ -24,6 +24,8 @@ struct Where {
 };
 template <class T>
 void run(Cpu, const Where<T>&);
+template <class T>
+void run(Cuda, const Where<T>&);
 
 }  // namespace kernels
 }  // namespace margay

@@ -11,4 +11,40 @@ __device__ T warp_sum(T value) {
   return value;
 }
 
+struct Sum {
+  template <class T>
+  __device__ static T combine(T a, T b) {
+    return a + b;
+  }
+};
+/// The larger one; NaN on either side gives NaN.
+struct Largest {
+  template <class T>
+  __device__ static T combine(T a, T b) {
+    return b > a || b != b ? b : a;
+  }
+};
+
+/// `value` combined over the threads of a warp, in every lane: a fixed tree. All lanes must take part.
+template <class Combine, class T>
+__device__ T warp_reduce(T value) {
+  for (int distance = kWarp / 2; distance > 0; distance /= 2)
+    value = Combine::combine(value, __shfl_xor_sync(0xffffffffu, value, distance));
+  return value;
+}
+
+/// `value` combined over a block of kThreads threads (in x), in every thread: a fixed tree. All threads must take part.
+template <class Combine, class T>
+__device__ T block_reduce(T value) {
+  constexpr int warps = kThreads / kWarp;
+  __shared__ T partial[warps];
+  value = warp_reduce<Combine>(value);
+  __syncthreads();  // who reads the results of an earlier call is done
+  if (threadIdx.x % kWarp == 0) partial[threadIdx.x / kWarp] = value;
+  __syncthreads();
+  value = partial[0];
+  for (int warp = 1; warp < warps; ++warp) value = Combine::combine(value, partial[warp]);
+  return value;
+}
+
 }  // namespace margay::cuda
