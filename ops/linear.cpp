@@ -48,7 +48,7 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
       if (!gradients[i].defined()) gradients[i] = empty(shapes[i], x->dtype(), x->device());
     }
     const int64_t scratch = kernels::LinearBwd<float>::workspace_size(rows, N, K);
-    const Tensor workspace = empty({context.wanted(1) ? scratch : 0}, x->dtype(), x->device());
+    const Tensor workspace = empty({context.wanted(1) ? scratch : 0}, acc_dtype(x->dtype()), x->device());
     op.launch<kernels::LinearBwd>(*x, [&]<class T>(kernels::LinearBwd<T>& a) {
       const auto out = [&](size_t i) { return gradients[i].defined() ? gradients[i].data<T>() : nullptr; };
       const auto add = [&](size_t i) { return context.destination(i).defined(); };
@@ -61,7 +61,7 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
            add(0),
            add(1),
            add(2),
-           workspace.data<T>(),
+           workspace.data<acc_t<T>>(),
            rows,
            N,
            K};

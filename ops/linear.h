@@ -24,7 +24,7 @@ struct LinearBwd {
   const T *x, *weight, *dy;
   T *dx, *dweight, *dbias;
   bool add_dx, add_dweight, add_dbias;
-  T* workspace;
+  acc_t<T>* workspace;
   int64_t rows, N, K;
 
   /// Groups of rows whose weight gradients are summed apart. 1 if the rows are few, or N K so large that the weight
@@ -44,7 +44,11 @@ struct LinearBwd {
 template <class T>
 void run(Cpu, const LinearFwd<T>&);
 template <class T>
+void run(Cuda, const LinearFwd<T>&);
+template <class T>
 void run(Cpu, const LinearBwd<T>&);
+template <class T>
+void run(Cuda, const LinearBwd<T>&);
 
 }  // namespace kernels
 }  // namespace margay

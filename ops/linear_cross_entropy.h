@@ -42,6 +42,7 @@ struct LossPieces {
 /// row_max and inv_sum [n] as in CrossEntropyFwd.
 template <class T>
 struct LinearCrossEntropyFwd {
+  using dtypes = Types<float, double>;
   const T *h, *weight;
   const int32_t *targets, *rows;
   T *hidden, *loss, *nll, *row_max, *inv_sum;
@@ -61,6 +62,7 @@ struct LinearCrossEntropyFwd {
 /// what is there where `add_dweight`.
 template <class T>
 struct LinearCrossEntropyBwd {
+  using dtypes = Types<float, double>;
   const T *hidden, *weight;
   const int32_t *targets, *rows;
   const T *row_max, *inv_sum, *dloss, *dnll;
@@ -79,7 +81,11 @@ struct LinearCrossEntropyBwd {
 template <class T>
 void run(Cpu, const LinearCrossEntropyFwd<T>&);
 template <class T>
+void run(Cuda, const LinearCrossEntropyFwd<T>&);
+template <class T>
 void run(Cpu, const LinearCrossEntropyBwd<T>&);
+template <class T>
+void run(Cuda, const LinearCrossEntropyBwd<T>&);
 
 }  // namespace kernels
 }  // namespace margay

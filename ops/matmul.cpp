@@ -77,7 +77,7 @@ void multiply(const Tensor& out, bool add, Shape kept, const Stack& left, const 
   for (int axis = 0; axis < batch.ndim(); ++axis)
     (kept[axis] == batch[axis] ? own : summed).push_back(batch[axis], left.strides[axis], right.strides[axis]);
   const int64_t scratch = kernels::Matmul<float>::workspace_size(own.sizes, summed.sizes, m, n, k);
-  const Tensor workspace = empty({scratch}, out.dtype(), out.device());
+  const Tensor workspace = empty({scratch}, acc_dtype(out.dtype()), out.device());
   op.launch<kernels::Matmul>(out, [&]<class T>(kernels::Matmul<T>& args) {
     args = {{left.tensor.strided<T>().data, left.ld, left.transposed, own.left, summed.left},
             {right.tensor.strided<T>().data, right.ld, right.transposed, own.right, summed.right},
@@ -88,7 +88,7 @@ void multiply(const Tensor& out, bool add, Shape kept, const Stack& left, const 
             own.sizes,
             summed.sizes,
             add,
-            workspace.data<T>()};
+            workspace.data<acc_t<T>>()};
   });
 }
 

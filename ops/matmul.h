@@ -29,7 +29,7 @@ struct Matmul {
   int64_t m, n, k;
   Shape batch, summed;
   bool add;
-  T* workspace;
+  acc_t<T>* workspace;
 
   /// Pieces of k that are multiplied apart: more than 1 for a single small C of large depth.
   static int64_t depth_pieces(const Shape& batch, const Shape& summed, int64_t m, int64_t n, int64_t k) {
@@ -44,6 +44,8 @@ struct Matmul {
 };
 template <class T>
 void run(Cpu, const Matmul<T>&);
+template <class T>
+void run(Cuda, const Matmul<T>&);
 
 }  // namespace kernels
 }  // namespace margay

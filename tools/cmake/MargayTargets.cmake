@@ -110,8 +110,9 @@ elseif(MARGAY_WITH_CUDA)
   enable_language(CUDA)
   find_package(CUDAToolkit 12 REQUIRED)
   set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
-  # The standard as an option: CMake 3.25.1 does not know yet that nvcc takes C++20.
+  # The standard as an option: CMake 3.25.1 does not know yet that nvcc takes C++20. fmt 9 believes that it has no constexpr.
   target_compile_options(margay_options INTERFACE $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20 --expt-relaxed-constexpr
+                                                  -DFMT_USE_CONSTEXPR=1
                                                   -Xcompiler=-Wall,-Wextra>)
   target_compile_definitions(margay_cuda INTERFACE MARGAY_CUDA=1)
   target_link_libraries(margay_cuda INTERFACE CUDA::cudart_static)
