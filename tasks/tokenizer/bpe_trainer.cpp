@@ -231,8 +231,9 @@ std::string BpeTrainer::train(const BpeTrainerSettings& settings,
   }
   Pairs pairs(counts_, vocabulary);
   std::vector<Pair> merges;
-  while (vocabulary.size() < settings.vocab_size) {
+  for (;;) {
     if (!progress(vocabulary.size())) return {};
+    if (vocabulary.size() >= settings.vocab_size) break;
     const auto [count, pair] = pairs.take_best();
     if (count < std::max<int64_t>(1, settings.min_count)) break;
     const std::vector<std::string>& spellings = vocabulary.spellings();

@@ -90,7 +90,7 @@ int run_train(const Arguments& words) {
   });
   if (json.empty()) return 128 + stop_signal();
   write_file_atomically(out, json);
-  display.print_line(fmt::format("{}: {} tokens of {} of text, {} distinct pieces", out, with_commas(learned + 1),
+  display.print_line(fmt::format("{}: {} tokens of {} of text, {} distinct pieces", out, with_commas(learned),
                                  short_bytes(static_cast<double>(all_bytes)), with_commas(trainer.pieces())));
   return 0;
 }
