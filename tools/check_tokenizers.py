@@ -88,7 +88,7 @@ def every_character():
         if 0xD800 <= code < 0xE000 or code in NEWER:
             continue
         c = chr(code)
-        text.append(f"a{c}b {c} {c}{c}1{c}2 \n")
+        text.append(f"a{c}b {c}{c}1{c}\n")
     return "".join(text)
 
 
@@ -138,7 +138,7 @@ def old_merges(text):
 
 
 def tokenizers_to_check(texts):
-    sample = [text[:40_000] for text in texts]
+    sample = [text[:20_000] for text in texts]
     yield "GPT-2", train(new(byte_level()), sample)
     yield "GPT-2, 20000 tokens", train(new(byte_level()), texts, vocab=20000)
     neox = train(new(byte_level(), normalizers.NFC()), sample)
@@ -248,13 +248,14 @@ def main():
     binary = parser.parse_args().margay
     print(f"tokenizers {tokenizers.__version__}")
     texts = corpus()
-    samples = [text[:60_000] for text in texts]
+    samples = [text[:20_000] for text in texts]
     hard = list(HARD.values()) + list(random_texts(300))
     differ = 0
     for i, (name, tokenizer) in enumerate(tokenizers_to_check(texts)):
         with tempfile.TemporaryDirectory() as folder:
-            # A text of one piece takes the package quadratic time.
-            tested = [text for text in hard if len(text) < 100_000] if name == "no pattern" else hard + samples
+            # Without a pattern a text is one piece, which takes the package quadratic time.
+            longest = 10_000_000 if i < 3 else 100_000
+            tested = [text for text in hard + samples * (name != "no pattern") if len(text) < longest]
             if name in ("GPT-2", "o200k's pattern", "cl100k's pattern, ignore_merges", "split removed, inverted"):
                 tested = tested + [every_character()]
             if i == 1:
