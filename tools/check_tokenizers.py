@@ -138,7 +138,7 @@ def old_merges(text):
 
 
 def tokenizers_to_check(texts):
-    sample = [text[:20_000] for text in texts]
+    sample = [text[:10_000] for text in texts]
     yield "GPT-2", train(new(byte_level()), sample)
     yield "GPT-2, 20000 tokens", train(new(byte_level()), texts, vocab=20000)
     neox = train(new(byte_level(), normalizers.NFC()), sample)
@@ -248,7 +248,7 @@ def main():
     binary = parser.parse_args().margay
     print(f"tokenizers {tokenizers.__version__}")
     texts = corpus()
-    samples = [text[:20_000] for text in texts]
+    samples = [text[:8_000] for text in texts]
     hard = list(HARD.values()) + list(random_texts(300))
     differ = 0
     for i, (name, tokenizer) in enumerate(tokenizers_to_check(texts)):
@@ -256,14 +256,14 @@ def main():
             # Without a pattern a text is one piece, which takes the package quadratic time.
             longest = 10_000_000 if i < 3 else 100_000
             tested = [text for text in hard + samples * (name != "no pattern") if len(text) < longest]
-            if name in ("GPT-2", "o200k's pattern", "cl100k's pattern, ignore_merges", "split removed, inverted"):
+            if name in ("GPT-2", "o200k's pattern", "split removed, inverted"):
                 tested = tested + [every_character()]
             if i == 1:
                 tested = tested + texts[:1]
             differ += check(binary, name, tokenizer, tested, Path(folder), old_merges if i % 2 else str)
     with tempfile.TemporaryDirectory() as folder:
         differ += check_training(binary, texts[:1], 4000, 2, Path(folder))
-        differ += check_training(binary, texts, 20000, 2, Path(folder))
+        differ += check_training(binary, texts[1:60], 12000, 2, Path(folder))
         differ += check_training(binary, [text[:5000] for text in texts], 3000, 1, Path(folder))
         differ += check_training(binary, list(HARD.values())[:-2], 1000, 1, Path(folder))
     print("all equal" if differ == 0 else f"{differ} DIFFER")

@@ -14,7 +14,8 @@ namespace {
 // White_Space of Unicode.
 constexpr std::string_view kSpace = R"(\x09-\x0d\x20\x85\xa0\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f})"
                                     R"(\x{3000})";
-constexpr std::string_view kWord = R"(\p{Alphabetic}\p{M}\p{N}\p{Pc})";
+// Oniguruma's words: letters and all that counts as such, marks, digits, connectors; and of Latin-1 all numbers.
+constexpr std::string_view kWord = R"(\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\xb2\xb3\xb9\xbc-\xbe)";
 constexpr std::array<std::string_view, 7> kGroups = {"(?:", "(?=", "(?!", "(?<=", "(?<!", "(?>", "(?i:"};
 constexpr std::string_view kSamePunctuation = R"(\.[]{}()*+?|^$-/'"#&~<>,:;=!@%_` )";
 

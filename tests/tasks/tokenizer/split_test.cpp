@@ -52,6 +52,7 @@ TEST_CASE("split: what becomes of matches" * doctest::skip(!test::has_bpe())) {
   CHECK(split("-", SplitBehavior::contiguous, text) == Pieces{"the", "-", "final", "--", "countdown"});
   CHECK(split("-", SplitBehavior::removed, text, true) == Pieces{"-", "-", "-"});
   CHECK(split("(?=[1-9])", SplitBehavior::isolated, "a12é3") == Pieces{"a", "1", "2é", "3"});
+  CHECK(split(R"(\w+)", SplitBehavior::isolated, "a½²_é\u0301٣ⓐ⅓") == Pieces{"a½²_é\u0301٣ⓐ", "⅓"});
   const PreTokenizer two({{Pattern::expression("-")}, {Pattern::literal("n.")}});
   CHECK(split(two, "an.-in") == Pieces{"a", "n.", "-", "in"});
 }
