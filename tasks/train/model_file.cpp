@@ -19,6 +19,7 @@ namespace fs = std::filesystem;
 
 std::string model_file(const std::string& checkpoint) { return (fs::path(checkpoint) / "model.safetensors").string(); }
 std::string config_file(const std::string& checkpoint) { return (fs::path(checkpoint) / "config.toml").string(); }
+std::string tokenizer_file(const std::string& folder) { return (fs::path(folder) / "tokenizer.json").string(); }
 
 }  // namespace
 
@@ -34,6 +35,15 @@ std::string find_checkpoint(const std::string& run_or_checkpoint) {
 }
 
 Config load_checkpoint_config(const std::string& checkpoint) { return load_config(config_file(checkpoint)); }
+
+void save_tokenizer(const std::string& folder, const std::string& json) {
+  if (!json.empty()) write_file_atomically(tokenizer_file(folder), json);
+}
+
+std::string checkpoint_tokenizer(const std::string& checkpoint) {
+  std::error_code ignored;
+  return fs::exists(tokenizer_file(checkpoint), ignored) ? tokenizer_file(checkpoint) : "bytes";
+}
 
 void save_model(const std::string& checkpoint, const Config& config, const LanguageModel& model) {
   make_folders(checkpoint);

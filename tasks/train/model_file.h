@@ -18,6 +18,11 @@ std::string find_checkpoint(const std::string& run_or_checkpoint);
 /// The configuration of a checkpoint.
 Config load_checkpoint_config(const std::string& checkpoint);
 
+/// Writes the tokenizer.json of text that is not bytes into a checkpoint or run; nothing if it is empty.
+void save_tokenizer(const std::string& folder, const std::string& json);
+/// The tokenizer.json of a checkpoint; "bytes" where it has none: a name for make_tokenizer and for task.tokenizer.
+std::string checkpoint_tokenizer(const std::string& checkpoint);
+
 /// Writes model.safetensors and config.toml into a folder, which is made if it is not there.
 void save_model(const std::string& checkpoint, const Config& config, const LanguageModel& model);
 

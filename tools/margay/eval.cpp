@@ -24,9 +24,9 @@ std::string as_json(const Evaluation& evaluation) {
       .dump();
 }
 
-std::string as_text(const Evaluation& evaluation, const TaskConfig& task) {
-  const std::string bits =
-      task.name == "text" ? fmt::format(" ({:.4f} bits a byte)", evaluation.loss / std::numbers::ln2) : "";
+std::string as_text(const Evaluation& evaluation, double tokens_per_byte) {
+  const double bits_per_byte = evaluation.loss / std::numbers::ln2 * tokens_per_byte;
+  const std::string bits = tokens_per_byte > 0 ? fmt::format(" ({:.4f} bits a byte)", bits_per_byte) : "";
   return fmt::format("loss {:.6f}{}  accuracy {:.4f}  examples {}  tokens/s {}", evaluation.loss, bits,
                      evaluation.accuracy, with_commas(evaluation.examples),
                      short_count(static_cast<double>(evaluation.tokens) / evaluation.seconds));
@@ -51,12 +51,12 @@ int run(const Arguments& arguments) {
 
   const std::string checkpoint = find_checkpoint(path);
   Config config = load_checkpoint_config(checkpoint);
+  if (const std::string own = checkpoint_tokenizer(checkpoint); own != "bytes") config.task.tokenizer = own;
   for (const std::string& assignment : overrides) apply_override(config, assignment);
-  validate(config);
-  const auto task = make_task(config.task);
+  const auto task = make_task(config);
   const LanguageModel model = load_model(checkpoint, config.model, device);
   const Evaluation evaluation = evaluate(model, *task, Split::test, config.train.batch_size);
-  print_out((json ? as_json(evaluation) : as_text(evaluation, config.task)) + '\n');
+  print_out((json ? as_json(evaluation) : as_text(evaluation, task->tokens_per_byte(Split::test))) + '\n');
   return 0;
 }
 
