@@ -20,6 +20,8 @@ namespace fs = std::filesystem;
 std::string model_file(const std::string& checkpoint) { return (fs::path(checkpoint) / "model.safetensors").string(); }
 std::string config_file(const std::string& checkpoint) { return (fs::path(checkpoint) / "config.toml").string(); }
 
+constexpr int64_t kBytes = 256;
+
 }  // namespace
 
 std::string find_checkpoint(const std::string& run_or_checkpoint) {
@@ -78,6 +80,21 @@ LanguageModel load_model(const std::string& checkpoint, const ModelConfig& confi
   LanguageModel model(config, 0, DType::f32, device);
   load_parameters(checkpoint, model);
   return model;
+}
+
+std::unique_ptr<Tokenizer> load_tokenizer(const std::string& checkpoint, const Config& config) {
+  const fs::path folder = fs::path(checkpoint).lexically_normal(), run = folder.parent_path();
+  std::error_code error;
+  for (const fs::path& place : {folder, run, run.parent_path()}) {  // RUN/checkpoint, RUN/checkpoints/step-N
+    const fs::path file = place / "tokenizer.json";
+    if (fs::exists(file, error)) return make_tokenizer(file.string());
+  }
+  // An imported checkpoint has no task; as many tokens as there are bytes speak for themselves.
+  if (config.task.name != "text" && config.model.vocab_size != kBytes) {
+    throw ConfigError(fmt::format("{} names no tokenizer, and its model.vocab_size is {}, not the {} of bytes",
+                                  quoted_path(checkpoint), config.model.vocab_size, kBytes));
+  }
+  return make_tokenizer(config.task.name == "text" ? config.task.tokenizer : "bytes");
 }
 
 }  // namespace margay
