@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <span>
 
 #include "tasks/config.h"
@@ -44,6 +45,12 @@ class Task {
   /// `seq_len` is one that the shape allows (make_batch checks it). Thread-safe.
   virtual void make(Split split, int64_t index, int64_t seq_len, std::span<int32_t> inputs,
                     std::span<int32_t> targets) const = 0;
+
+  /// Hands out all tokens of a split of a text in their order, in pieces. False where there is none: examples are made,
+  /// not read.
+  virtual bool read(Split /*split*/, const std::function<void(std::span<const int32_t>)>& /*take*/) const {
+    return false;
+  }
 
  protected:
   Task(const TaskConfig& config, const TaskShape& shape) : config_(config), shape_(shape) {}

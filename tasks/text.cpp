@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <array>
+#include <functional>
+#include <vector>
 
 #include "engine/error.h"
 #include "engine/mapped_file.h"
@@ -12,6 +14,7 @@
 namespace margay {
 namespace {
 
+constexpr size_t kPieceTokens = size_t{1} << 16;
 constexpr std::array<std::string_view, 3> kSplitNames = {"training", "validation", "test"};
 
 /// The first byte of a part that should start at `at`: just after the next line end, where one is near (within 1 % of
@@ -66,6 +69,17 @@ class Text final : public Task {
     std::copy_n(window.begin(), seq_len, inputs.begin());
     std::copy_n(window.begin() + 1, seq_len, targets.begin());
     std::fill_n(targets.begin(), scored_before, kIgnoredTarget);
+  }
+
+  bool read(Split split, const std::function<void(std::span<const int32_t>)>& take) const override {
+    std::vector<int32_t> tokens;
+    for (std::span<const uint8_t> left = parts_[static_cast<size_t>(split)]; !left.empty();
+         left = left.subspan(tokens.size())) {
+      const auto piece = left.first(std::min(left.size(), kPieceTokens));
+      tokens.assign(piece.begin(), piece.end());
+      take(tokens);
+    }
+    return true;
   }
 
  private:
