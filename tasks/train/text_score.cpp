@@ -79,8 +79,8 @@ std::string to_csv(const std::vector<PositionSum>& by_position) {
 
 Figure position_figure(const std::vector<PositionSum>& by_position, const std::string& subtitle,
                        int64_t trained_seq_len) {
-  Panel panel{.title = "Loss by position",
-              .x = {.label = "tokens of the window that the model has seen", .log = true},
+  Panel panel{.title = "",
+              .x = {.label = "tokens of the window that the model has seen", .log = true, .tight = true, .low = 1},
               .y = {.label = "bits per byte"},
               .series = {{.style = Series::Style::line_and_points}}};
   Series& line = panel.series.front();
@@ -89,6 +89,9 @@ Figure position_figure(const std::vector<PositionSum>& by_position, const std::s
     line.x.push_back(std::sqrt(static_cast<double>(first + 1) * static_cast<double>(last + 1)));
     line.y.push_back(sum.bits_per_byte());
   }
+  const double longest = std::max(2.0, by_position.empty() ? 0 : static_cast<double>(by_position.back().last + 1));
+  panel.x.high = longest;
+  for (double tick = 1; tick <= longest; tick *= 2) panel.x.ticks.push_back(tick);
   if (!line.x.empty() && line.x.back() > static_cast<double>(trained_seq_len)) {
     const auto [low, high] = std::minmax_element(line.y.begin(), line.y.end());
     const auto length = static_cast<double>(trained_seq_len);

@@ -46,8 +46,7 @@ bool parse(const Arguments& words, EvalArguments& arguments) {
   line.option("--split NAME", arguments.split, "test or validation [test]");
   line.option("--length N", arguments.length, 1, "tokens of an example, as task.seq_len=N");
   line.option("--stride N", arguments.stride, 1,
-              "text: windows N tokens apart: each token but the first ones is scored with at least length - N\n"
-              "                      tokens before it, as task.stride=N");
+              "text: windows N tokens apart, so that length - N tokens stand before each, as task.stride=N");
   line.flag("--all", arguments.all, "all examples of a text, not task.test_examples");
   line.flag("--compressors", arguments.compress, "text: beside gzip, bzip2 and xz on the bytes that are scored");
   line.option("--csv FILE", arguments.csv, "text: write the loss by position in the window");
@@ -123,13 +122,17 @@ struct Measured {
   }
 };
 
-void add_compressors(Measured& measured, const Task& task, Split split, const Tokenizer& tokenizer) {
+void add_compressors(Measured& measured, const Task& task, Split split, const Tokenizer& tokenizer, bool quiet) {
   const TextSource held_out = [&](const auto& take) {
     read_scored_text(task, split, measured.evaluation.examples, tokenizer, take);
   };
   const TextSource training = [&](const auto& take) { read_text(task, Split::train, tokenizer, take); };
-  for (const Compressor& compressor : compressors())
+  LineDisplay display(quiet);
+  for (const Compressor& compressor : compressors()) {
+    const double share = static_cast<double>(measured.compressed.size()) / static_cast<double>(compressors().size());
+    if (display.due(true)) display.show("eval", share, compressor.name, compressor.name);
     measured.compressed.emplace_back(compressor, compressed_size(compressor, held_out, training));
+  }
 }
 
 Json compressor_json(const Measured& measured, const Compressor& compressor, const CompressedSize& size) {
@@ -223,11 +226,12 @@ int run(const Arguments& words) {
   // Longer examples go in smaller batches, so that memory does not grow with their length.
   const int64_t batch_size = std::max<int64_t>(
       1, config.train.batch_size * std::min(trained.task.seq_len, config.task.seq_len) / config.task.seq_len);
+  const bool quiet = arguments.json || !output_is_terminal();
   {
-    Progress progress(measured.text ? &*measured.text : nullptr, arguments.json || !output_is_terminal());
+    Progress progress(measured.text ? &*measured.text : nullptr, quiet);
     measured.evaluation = evaluate(model, *task, split, batch_size, &progress);
   }
-  if (arguments.compress) add_compressors(measured, *task, split, *tokenizer);
+  if (arguments.compress) add_compressors(measured, *task, split, *tokenizer, quiet);
   if (arguments.csv) write_file_atomically(*arguments.csv, to_csv(measured.text->by_position()));
   if (arguments.plot) {
     const std::string subtitle = fmt::format("{}, {} windows of {} tokens", arguments.path,
