@@ -86,7 +86,7 @@ class GrowingText {
         end_token_(options.stop_at_end_of_text ? tokenizer.end_of_text() : std::nullopt),
         most_tokens_(options.tokens),
         sampler_(options.sampling),
-        random_(derived_seed(static_cast<int64_t>(options.seed), "generate"), static_cast<uint64_t>(number)),
+        random_(derived_seed(options.seed, "generate"), static_cast<uint64_t>(number)),
         stop_(options.stop) {
     result_.number = number;
   }

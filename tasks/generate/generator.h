@@ -14,7 +14,7 @@ struct GenerateOptions {
   int64_t tokens = 256;  ///< to add to each sample, at most
   int64_t count = 1;     ///< samples of the prompt, made side by side
   int64_t first = 0;     ///< number of the first one
-  uint64_t seed = 123;
+  int64_t seed = 123;    ///< all 64 bits count
   SampleOptions sampling = {};
   std::vector<std::string> stop = {};  ///< a sample ends before the first of these in its text
   bool stop_at_end_of_text = true;     ///< a sample ends before the tokenizer's end of text

@@ -12,7 +12,6 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
-#include <utility>
 
 #include "engine/error.h"
 #include "engine/file.h"
@@ -88,7 +87,7 @@ std::unique_ptr<Compression> Compression::start(const Compressor& compressor) {
   if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, in.data()) != 0)
     throw_file_error(compressor.name, "cannot be started", errno);
   const Descriptor child_in(in[1]);
-  std::unique_ptr<Compression> compression(new Compression(compressor.name, -1, in[0], -1));
+  std::unique_ptr<Compression> compression(new Compression(compressor.name, in[0]));
   if (::pipe2(out.data(), O_CLOEXEC) != 0) throw_file_error(compressor.name, "cannot be started", errno);
   const Descriptor child_out(out[1]);
   compression->output_ = out[0];
@@ -99,9 +98,6 @@ std::unique_ptr<Compression> Compression::start(const Compressor& compressor) {
   compression->pid_ = pid;
   return compression;
 }
-
-Compression::Compression(std::string name, int pid, int input, int output)
-    : name_(std::move(name)), pid_(pid), input_(input), output_(output) {}
 
 Compression::~Compression() {
   close_once(input_);

@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace margay {
@@ -33,12 +34,12 @@ class Compression {
   int64_t finish();
 
  private:
-  Compression(std::string name, int pid, int input, int output);
+  Compression(std::string name, int input) : name_(std::move(name)), input_(input) {}
   void drain(bool to_the_end);
   int wait();
 
   std::string name_;
-  int pid_, input_, output_;
+  int pid_ = -1, input_, output_ = -1;  // the process, and our ends of its streams
   int64_t bytes_ = 0;
 };
 

@@ -53,8 +53,7 @@ bool parse(const Arguments& words, SampleArguments& arguments) {
   line.option("--tokenizer NAME", arguments.tokenizer, "bytes or a tokenizer.json [the checkpoint's]");
   line.flag("--json", arguments.json, "print one JSON object a line for each sample");
   line.flag("--raw", arguments.raw, "print bytes to a terminal as they are");
-  line.seed([&](int64_t value) { generate.seed = static_cast<uint64_t>(value); },
-            "of the draws: the same seed gives the same text [123]");
+  line.seed([&](int64_t value) { generate.seed = value; }, "of the draws: the same seed gives the same text [123]");
   line.device_and_threads(arguments.device);
   line.example("margay sample runs/lm-kjv-cat --prompt 'In the beginning' --tokens 400 --temperature 0.7", "");
   line.example("margay sample runs/lm-kjv-cat --prompt 'And God said' --stop . --count 4 --top-p 0.9",
