@@ -137,8 +137,9 @@ std::vector<std::string> tested_cells(const Config& config, const std::string& c
           fmt::format("{:.4f}", total.perplexity()), fmt::format("{:.4f}", total.bits_per_byte()), "ok"};
 }
 
-/// Before hours of training: whether the text is there, and long enough for every test.
-void require_text(const Config& config, const std::vector<LengthTest>& tests) {
+/// Whether the text is there, and long enough for every test.
+void require_text(const StudySettings& settings) {
+  const Config config = config_of(models().front(), settings, settings.seed);
   std::error_code error;
   if (!std::filesystem::exists(config.task.path, error)) {
     throw DataError(
@@ -146,13 +147,13 @@ void require_text(const Config& config, const std::vector<LengthTest>& tests) {
                     "a corpus, and --text names another",
                     quoted_path(config.task.path)));
   }
-  for (const LengthTest& test : tests) make_task(test_config(config, test, 0).task);
+  for (const LengthTest& test : tests_of(models().front(), config.task.seq_len))
+    make_task(test_config(config, test, 0).task);
 }
 
 std::optional<Table> run_job(const LanguageStudyModel& model, const Config& config, int64_t test_tokens,
                              const std::string& folder, JobMonitor& monitor) {
   const std::vector<LengthTest> tests = tests_of(model, config.task.seq_len);
-  require_text(config, tests);
   const auto run = train_to_end(config, folder, monitor, kTrainingShare);
   if (!run) return std::nullopt;
   Table rows(columns());
@@ -302,7 +303,8 @@ StudyPlan plan(const StudySettings& settings) {
   return {.columns = columns(),
           .jobs = jobs_of(settings),
           .figure = [trained = trained_length(settings.scale)](const Table& rows) { return figure_of(trained, rows); },
-          .findings = [settings](const Table& rows) { return findings_of(settings, rows); }};
+          .findings = [settings](const Table& rows) { return findings_of(settings, rows); },
+          .check = [settings] { require_text(settings); }};
 }
 
 }  // namespace

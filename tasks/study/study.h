@@ -53,6 +53,8 @@ struct StudyPlan {
   std::function<Figure(const Table&)> figure;
   /// Markdown: what was run, and what came out.
   std::function<std::string(const Table&)> findings;
+  /// Throws where something that the jobs need is not there. Called before anything is written; may be empty.
+  std::function<void()> check = {};
 };
 
 /// A figure of the paper that one command makes again.

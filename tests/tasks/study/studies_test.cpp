@@ -223,12 +223,14 @@ TEST_CASE("studies: lm-length tells how far each model is as good as at its trai
   CHECK(svg.find("nan") == std::string::npos);
 }
 
-TEST_CASE("studies: lm-length says what to do where its text is missing, before it trains") {
+TEST_CASE("studies: lm-length says what to do where its text is missing, before it writes anything") {
   const TempDir dir;
-  const StudyPlan plan = find_study("lm-length").plan({.text = dir.file("none.txt")});
-  Monitor monitor;
-  CHECK_THROWS_WITH_AS(plan.jobs[0].run(dir.file("job"), monitor), doctest::Contains("tools/quickstart.sh"), DataError);
-  const StudyPlan tiny = find_study("lm-length").plan({.text = dir.write("short.txt", std::string(10'000, 'a'))});
-  CHECK_THROWS_WITH_AS(tiny.jobs[0].run(dir.file("job"), monitor), doctest::Contains("task.seq_len = 512"), DataError);
-  CHECK_FALSE(fs::exists(dir.file("job")));
+  const Study& study = find_study("lm-length");
+  StudyObserver observer;
+  const StudyOptions options{.folder = dir.file("out"), .command = "", .version = ""};
+  const auto run = [&](const std::string& text) { run_study(study, {.text = text}, options, observer); };
+  CHECK_THROWS_WITH_AS(run(dir.file("none.txt")), doctest::Contains("tools/quickstart.sh"), DataError);
+  const std::string text = dir.write("short.txt", std::string(10'000, 'a'));
+  CHECK_THROWS_WITH_AS(run(text), doctest::Contains("task.seq_len = 512"), DataError);
+  CHECK_FALSE(fs::exists(dir.file("out")));
 }
