@@ -28,8 +28,8 @@ struct TaskConfig {
   int64_t n_signals = 16;           ///< selective_copy: tokens that may be signals
   int64_t n_copy = 16;              ///< selective_copy: signals to copy
   bool unique = false;              ///< selective_copy: no signal occurs twice
-  std::string path = "";            ///< text: the file, relative to the working directory
-  std::string tokenizer = "bytes";  ///< text: what turns the file into tokens
+  std::string path = "";            ///< text: a file, or a folder of token shards
+  std::string tokenizer = "bytes";  ///< text: bytes, or a tokenizer.json for a text file
   int64_t stride = 0;               ///< text: distance between held-out windows, at most seq_len; 0 = seq_len
 };
 

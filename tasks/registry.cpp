@@ -34,4 +34,14 @@ std::unique_ptr<Task> make_task(const TaskConfig& config) {
   return find_task(config.name).make(config);
 }
 
+std::unique_ptr<Task> make_task(const Config& config) {
+  validate(config);
+  std::unique_ptr<Task> task = make_task(config.task);
+  if (task->shape().vocab_size > config.model.vocab_size) {
+    throw ConfigError(fmt::format("model.vocab_size must be at least {}, the tokens of {}, got {}",
+                                  task->shape().vocab_size, quoted(config.task.path), config.model.vocab_size));
+  }
+  return task;
+}
+
 }  // namespace margay

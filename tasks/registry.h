@@ -25,5 +25,7 @@ const TaskInfo& find_task(std::string_view name);
 
 /// Validates the configuration and makes its task.
 std::unique_ptr<Task> make_task(const TaskConfig& config);
+/// The same for a whole configuration: the tokens of the task must fit its model, those of files too.
+std::unique_ptr<Task> make_task(const Config& config);
 
 }  // namespace margay

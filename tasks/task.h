@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <functional>
 #include <span>
+#include <string>
 
 #include "tasks/config.h"
 
@@ -16,7 +17,7 @@ inline constexpr int32_t kIgnoredTarget = -100;
 
 /// What a task's examples look like, known without making one or opening a file.
 struct TaskShape {
-  int64_t vocab_size;     ///< tokens are 0 ... vocab_size - 1
+  int64_t vocab_size;     ///< tokens are 0 ... vocab_size - 1; at least so many where a file says how many
   int64_t first_seq_len;  ///< shortest sequence; longer ones in steps of `seq_len_step`, up to task.seq_len
   int64_t seq_len_step = 1;
   int64_t extra_columns = 0;  ///< tokens of an example beyond seq_len
@@ -45,6 +46,13 @@ class Task {
   /// `seq_len` is one that the shape allows (make_batch checks it). Thread-safe.
   virtual void make(Split split, int64_t index, int64_t seq_len, std::span<int32_t> inputs,
                     std::span<int32_t> targets) const = 0;
+  /// The tokenizer.json by which text becomes tokens; empty for bytes, and where there is no text.
+  virtual const std::string& tokenizer_json() const {
+    static const std::string none;
+    return none;
+  }
+  /// Tokens of a split's text for each of its bytes; 0 where there is no text.
+  virtual double tokens_per_byte(Split) const { return 0; }
 
   /// Hands out all tokens of a split of a text in their order, in pieces. False where there is none: examples are made,
   /// not read.

@@ -6,43 +6,32 @@
 #include <vector>
 
 #include "engine/error.h"
-#include "engine/mapped_file.h"
 #include "engine/names.h"
 #include "tasks/registry.h"
 #include "tasks/sampling.h"
+#include "tasks/token_source.h"
 
 namespace margay {
 namespace {
 
-constexpr size_t kPieceTokens = size_t{1} << 16;
+constexpr int64_t kPieceTokens = int64_t{1} << 16;
 constexpr std::array<std::string_view, 3> kSplitNames = {"training", "validation", "test"};
 
-/// The first byte of a part that should start at `at`: just after the next line end, where one is near (within 1 % of
-/// the text), so that held-out text starts with a whole line.
-size_t next_line(std::span<const uint8_t> text, size_t at) {
-  const auto near = text.subspan(at, std::min(text.size() - at, text.size() / 100));
-  const auto end = std::find(near.begin(), near.end(), uint8_t{'\n'});
-  return end == near.end() ? at : at + static_cast<size_t>(end - near.begin()) + 1;
-}
-
-/// Byte-level language modelling of one file. Its first 90 % are for training, the next 5 % for validation, the rest
-/// for test, each border moved to the next line's start. A training example is a window at a random place. Held-out
-/// windows lie `stride` apart, the last one at the end of the part; a byte is scored only in the first window that
-/// predicts it, so together they score every byte of the part but the first once.
+/// Language modelling of a text: a file, or a folder of token shards (see open_token_source). Its first 90 % are for
+/// training, the next 5 % for validation, the rest for test (see split_texts). A training example is a window at a
+/// random place. Held-out windows lie `stride` apart, the last one at the end of the part; a token is scored only in
+/// the first window that predicts it, so together they score every token of the part but the first once.
 class Text final : public Task {
  public:
-  Text(const TaskConfig& config, const TaskShape& shape)
-      : Task(config, shape), file_(config.path), streams_(config.name, config.seed) {
-    const std::span<const uint8_t> text = file_.bytes();
-    const size_t validation = next_line(text, text.size() * 90 / 100);
-    const size_t test = next_line(text, text.size() * 95 / 100);
-    parts_ = {text.first(validation), text.subspan(validation, test - validation), text.subspan(test)};
-    for (size_t split = 0; split < parts_.size(); ++split) {
-      if (parts_[split].size() > static_cast<size_t>(config.seq_len)) continue;
+  Text(const TaskConfig& config, const TaskShape& shape, std::unique_ptr<TokenSource> source)
+      : Task(config, shape), source_(std::move(source)), streams_(config.name, config.seed) {
+    for (const Split split : {Split::train, Split::validation, Split::test}) {
+      if (source_->size(split) > config.seq_len) continue;
+      const int64_t all = source_->size(Split::train) + source_->size(Split::validation) + source_->size(Split::test);
       throw DataError(fmt::format(
-          "text file {} is too short: of its {} bytes {} are the {} part, and task.seq_len = {} needs at least {}",
-          quoted(config.path), text.size(), parts_[split].size(), kSplitNames[split], config.seq_len,
-          config.seq_len + 1));
+          "text file {} is too short: of its {} {} {} are the {} part, and task.seq_len = {} needs at least {}",
+          quoted(config.path), all, source_->tokenizer().json().empty() ? "bytes" : "tokens", source_->size(split),
+          kSplitNames[static_cast<size_t>(split)], config.seq_len, config.seq_len + 1));
     }
   }
 
@@ -65,46 +54,46 @@ class Text final : public Task {
       start = std::min(std::min(index, most) * stride, last);
       scored_before = std::min(std::min(index - 1, most) * stride, last) + seq_len - start;
     }
-    const auto window = parts_[static_cast<size_t>(split)].subspan(start, seq_len + 1);
-    std::copy_n(window.begin(), seq_len, inputs.begin());
-    std::copy_n(window.begin() + 1, seq_len, targets.begin());
+    source_->read(split, start, inputs);
+    source_->read(split, start + seq_len, targets.last(1));
+    std::copy(inputs.begin() + 1, inputs.end(), targets.begin());
     std::fill_n(targets.begin(), scored_before, kIgnoredTarget);
   }
 
   bool read(Split split, const std::function<void(std::span<const int32_t>)>& take) const override {
     std::vector<int32_t> tokens;
-    for (std::span<const uint8_t> left = parts_[static_cast<size_t>(split)]; !left.empty();
-         left = left.subspan(tokens.size())) {
-      const auto piece = left.first(std::min(left.size(), kPieceTokens));
-      tokens.assign(piece.begin(), piece.end());
+    for (int64_t first = 0; first < source_->size(split); first += kPieceTokens) {
+      tokens.resize(static_cast<size_t>(std::min(kPieceTokens, source_->size(split) - first)));
+      source_->read(split, first, tokens);
       take(tokens);
     }
     return true;
   }
 
- private:
-  int64_t last_start(Split split, int64_t seq_len) const {
-    return static_cast<int64_t>(parts_[static_cast<size_t>(split)].size()) - seq_len - 1;
+  const std::string& tokenizer_json() const override { return source_->tokenizer().json(); }
+  double tokens_per_byte(Split split) const override {
+    return static_cast<double>(source_->size(split)) / static_cast<double>(source_->bytes(split));
   }
+
+ private:
+  int64_t last_start(Split split, int64_t seq_len) const { return source_->size(split) - seq_len - 1; }
   int64_t stride_for(int64_t seq_len) const {
     return config().stride == 0 ? seq_len : std::min(config().stride, seq_len);
   }
 
-  MappedFile file_;
+  std::unique_ptr<TokenSource> source_;
   ExampleStreams streams_;
-  std::array<std::span<const uint8_t>, 3> parts_;
 };
 
 TaskShape shape_of(const TaskConfig& config) {
   if (config.path.empty()) throw ConfigError("task.path must name the text file, got an empty string");
-  if (config.tokenizer != "bytes") {
-    throw ConfigError(fmt::format("task.tokenizer must be \"bytes\", got {}", quoted(config.tokenizer)));
-  }
+  if (config.tokenizer.empty()) throw ConfigError("task.tokenizer must be \"bytes\" or a tokenizer.json, got \"\"");
   if (config.stride > config.seq_len) {
     throw ConfigError(
         fmt::format("task.stride must be at most task.seq_len = {}, got {}", config.seq_len, config.stride));
   }
-  return {.vocab_size = 256, .first_seq_len = 1};
+  // A tokenizer.json and token shards have as many tokens as they have, which is known once they are opened.
+  return {.vocab_size = config.tokenizer == "bytes" ? 256 : 1, .first_seq_len = 1};
 }
 
 }  // namespace
@@ -112,10 +101,13 @@ TaskShape shape_of(const TaskConfig& config) {
 extern const TaskInfo kTextTask;
 constinit const TaskInfo kTextTask = {
     .name = "text",
-    .summary = "next-byte prediction on a text file",
+    .summary = "next-token prediction on a text, by bytes or another tokenizer",
     .shape = shape_of,
     .make = [](const TaskConfig& config) -> std::unique_ptr<Task> {
-      return std::make_unique<Text>(config, shape_of(config));
+      TaskShape shape = shape_of(config);
+      auto source = open_token_source(config.path, config.tokenizer);
+      shape.vocab_size = source->tokenizer().vocab_size();
+      return std::make_unique<Text>(config, shape, std::move(source));
     },
 };
 

@@ -1,4 +1,5 @@
 #pragma once
+#include <cstddef>
 #include <string>
 #include <string_view>
 
@@ -18,5 +19,15 @@ class Utf8Stream {
 
 /// The text with everything that is no UTF-8 replaced by U+FFFD; an unfinished character at the end too.
 std::string valid_utf8(std::string_view text);
+
+/// The bytes of the longest start of the text that is valid UTF-8.
+size_t valid_utf8_prefix(std::string_view text);
+/// Whether bytes could go on to be one UTF-8 character: they are the start of one, and not all of it.
+bool is_open_utf8(std::string_view bytes);
+
+/// The character at byte `at` of valid UTF-8; moves `at` behind it.
+char32_t next_code_point(std::string_view text, size_t& at);
+/// Appends a character in UTF-8.
+void append_utf8(std::string& text, char32_t code);
 
 }  // namespace margay

@@ -50,7 +50,7 @@ LIBRARIES = [
     ("toml++", ["toml++/*"], ["tasks/config.cpp"]),
     ("nlohmann-json", ["nlohmann/*"],
      ["engine/serialize*.cpp", "engine/safetensors*.cpp", "tasks/*.cpp", "tools/*.cpp"]),
-    ("PCRE2", ["pcre2.h"], ["tasks/*.cpp"]),
+    ("PCRE2", ["pcre2.h"], ["tasks/tokenizer/pattern_pcre2.cpp"]),
     ("doctest", ["doctest/*", "doctest.h"], ["tests/*"]),
     ("fmt", ["fmt/*"], ["*"]),
     ("sanitizers", ["sanitizer/*"], ["engine/*.cpp"]),

@@ -14,7 +14,7 @@ readonly KJV_SHA256=cd45f0c9cedab8e4439bd6486c8952c77cc8b0ecc5d1f6ae3513f2039f47
 readonly PACKAGES=(
   g++ cmake ninja-build python3
   'libopenblas-pthread-dev|libopenblas-dev|libopenblas-openmp-dev|libopenblas-serial-dev'
-  libeigen3-dev libfmt-dev doctest-dev libcli11-dev libtomlplusplus-dev nlohmann-json3-dev
+  libeigen3-dev libfmt-dev doctest-dev libcli11-dev libtomlplusplus-dev nlohmann-json3-dev libpcre2-dev
   bible-kjv bible-kjv-text
 )
 

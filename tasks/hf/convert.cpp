@@ -14,6 +14,7 @@
 #include "engine/atomic_file.h"
 #include "engine/error.h"
 #include "engine/file.h"
+#include "engine/mapped_file.h"
 #include "engine/names.h"
 #include "models/language_model.h"
 #include "tasks/hf/config.h"
@@ -189,6 +190,16 @@ void require_other_folder(const std::string& source, const std::string& target) 
 
 std::string in(const std::string& folder, const char* file) { return (fs::path(folder) / file).string(); }
 
+/// Copies the tokenizer.json, where there is one: it is the same file on both sides.
+void copy_tokenizer(const std::string& source, const std::string& target) {
+  const std::string path = in(source, "tokenizer.json");
+  std::error_code error;
+  if (!fs::exists(path, error)) return;
+  const MappedFile file(path);
+  write_file_atomically(in(target, "tokenizer.json"),
+                        {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()});
+}
+
 }  // namespace
 
 void import_hf(const std::string& folder, const std::string& checkpoint, int64_t conv_width) {
@@ -226,6 +237,7 @@ void import_hf(const std::string& folder, const std::string& checkpoint, int64_t
   make_folders(checkpoint);
   save_raw_safetensors(in(checkpoint, "model.safetensors"), output.tensors());
   write_file_atomically(in(checkpoint, "config.toml"), to_toml(config));
+  copy_tokenizer(folder, checkpoint);
 }
 
 void export_hf(const std::string& run_or_checkpoint, const std::string& folder) {
@@ -251,6 +263,7 @@ void export_hf(const std::string& run_or_checkpoint, const std::string& folder) 
   make_folders(folder);
   save_raw_safetensors(in(folder, "model.safetensors"), output.tensors(), {{"format", "pt"}});
   write_file_atomically(in(folder, "config.json"), to_hf_config(config, dtype));
+  copy_tokenizer(checkpoint, folder);
 }
 
 }  // namespace margay

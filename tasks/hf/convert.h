@@ -5,7 +5,7 @@ namespace margay {
 
 // Checkpoints to and from folders that the transformers package reads: config.json with model.safetensors, or with
 // shards. Elements are moved and never computed with, in f32, f16 or bf16, so that a folder that was imported and
-// exported again holds the same bits.
+// exported again holds the same bits. A tokenizer.json beside them goes along.
 
 /// Makes a checkpoint of a folder. `conv_width` > 0 turns attention into cat, with filters of so many taps that pass
 /// the current token: the function stays what it was. Buffers that older versions stored are left out. Throws DataError

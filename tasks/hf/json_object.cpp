@@ -62,6 +62,10 @@ class Guard {
   std::string fault_;
 };
 
+[[noreturn]] void fail_parsing(const std::string& path, std::string_view fault) {
+  throw DataError(fmt::format("{}: not a valid JSON object: {}", quoted_path(path), fault));
+}
+
 const Json& json_of(const void* object) { return *static_cast<const Json*>(object); }
 
 std::string describe(const Json& value) {
@@ -84,13 +88,16 @@ JsonObject::JsonObject(JsonObject&&) noexcept = default;
 
 JsonObject JsonObject::load(const std::string& path, size_t most_bytes) {
   const MappedFile file(path);
-  const auto fail = [&](std::string_view fault) {
-    throw DataError(fmt::format("{}: not a valid JSON object: {}", quoted_path(path), fault));
-  };
   const std::span<const uint8_t> bytes = file.bytes();
-  if (bytes.size() > most_bytes) fail(fmt::format("it has {} bytes, more than {}", bytes.size(), most_bytes));
-  const std::string text =
-      without_python_numbers({reinterpret_cast<const char*>(bytes.data()), bytes.size()});  // bytes are characters
+  if (bytes.size() > most_bytes) {
+    fail_parsing(path, fmt::format("it has {} bytes, more than {}", bytes.size(), most_bytes));
+  }
+  return parse({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, path);  // bytes are characters
+}
+
+JsonObject JsonObject::parse(std::string_view json, const std::string& path) {
+  const auto fail = [&](std::string_view fault) { fail_parsing(path, fault); };
+  const std::string text = without_python_numbers(json);
   // The parser would take a NUL for the end of the text.
   if (text.find('\0') != std::string::npos) fail("it holds a NUL");
   auto root = std::make_shared<Node>();
@@ -129,14 +136,42 @@ void JsonObject::fail(std::string_view key, std::string_view wanted) const {
                               wanted, there ? "got " + describe(*found) : "but is missing"));
 }
 
+namespace {
+
+bool is_integer_in(const Json& value, int64_t low, int64_t high) {
+  return value.is_number_integer() && (!value.is_number_unsigned() || value.get<uint64_t>() < 1ULL << 62) &&
+         value.get<int64_t>() >= low && value.get<int64_t>() <= high;
+}
+
+std::string integer_wanted(int64_t low, int64_t high) { return fmt::format("an integer from {} to {}", low, high); }
+
+}  // namespace
+
+std::vector<std::pair<std::string, int64_t>> JsonObject::integers(int64_t low, int64_t high) const {
+  std::vector<std::pair<std::string, int64_t>> values;
+  for (const auto& [key, value] : json_of(object_).items()) {
+    if (!is_integer_in(value, low, high)) fail(key, integer_wanted(low, high));
+    values.emplace_back(key, value.get<int64_t>());
+  }
+  return values;
+}
+
 int64_t JsonObject::integer(std::string_view key, int64_t low, int64_t high) const {
-  const auto wanted = [&] { return fmt::format("an integer from {} to {}", low, high); };
-  if (!has(key)) fail(key, wanted());
-  const Json& value = json_of(object_)[std::string(key)];
-  const bool fits = value.is_number_integer() && (!value.is_number_unsigned() || value.get<uint64_t>() < 1ULL << 62) &&
-                    value.get<int64_t>() >= low && value.get<int64_t>() <= high;
-  if (!fits) fail(key, wanted());
-  return value.get<int64_t>();
+  if (!has(key) || !is_integer_in(json_of(object_)[std::string(key)], low, high)) {
+    fail(key, integer_wanted(low, high));
+  }
+  return json_of(object_)[std::string(key)].get<int64_t>();
+}
+
+std::vector<int64_t> JsonObject::integer_list(std::string_view key, int64_t low, int64_t high) const {
+  const auto wanted = [&] { return fmt::format("a list, each {}", integer_wanted(low, high)); };
+  if (!has(key) || !json_of(object_)[std::string(key)].is_array()) fail(key, wanted());
+  std::vector<int64_t> values;
+  for (const Json& value : json_of(object_)[std::string(key)]) {
+    if (!is_integer_in(value, low, high)) fail(key, wanted());
+    values.push_back(value.get<int64_t>());
+  }
+  return values;
 }
 
 double JsonObject::number(std::string_view key) const {
@@ -173,6 +208,36 @@ std::string JsonObject::json(std::string_view key) const {
 JsonObject JsonObject::object(std::string_view key) const {
   if (!has(key) || !json_of(object_)[std::string(key)].is_object()) fail(key, "an object");
   return {path_, fmt::format("{}{}.", prefix_, key), root_, &json_of(object_)[std::string(key)]};
+}
+
+std::vector<JsonObject> JsonObject::objects(std::string_view key) const {
+  constexpr std::string_view wanted = "a list of objects";
+  if (!has(key) || !json_of(object_)[std::string(key)].is_array()) fail(key, wanted);
+  std::vector<JsonObject> objects;
+  for (const Json& item : json_of(object_)[std::string(key)]) {
+    if (!item.is_object()) fail(key, wanted);
+    objects.push_back(JsonObject(path_, fmt::format("{}{}[{}].", prefix_, key, objects.size()), root_, &item));
+  }
+  return objects;
+}
+
+std::vector<std::pair<std::string, std::string>> JsonObject::text_pairs(std::string_view key) const {
+  constexpr std::string_view wanted = "a list of pairs, each [\"a\", \"b\"] or \"a b\"";
+  if (!has(key) || !json_of(object_)[std::string(key)].is_array()) fail(key, wanted);
+  std::vector<std::pair<std::string, std::string>> pairs;
+  for (const Json& item : json_of(object_)[std::string(key)]) {
+    if (item.is_string()) {
+      const auto& text = item.get_ref<const std::string&>();
+      const size_t space = text.find(' ');
+      if (space == std::string::npos || text.find(' ', space + 1) != std::string::npos) fail(key, wanted);
+      pairs.emplace_back(text.substr(0, space), text.substr(space + 1));
+    } else if (item.is_array() && item.size() == 2 && item[0].is_string() && item[1].is_string()) {
+      pairs.emplace_back(item[0].get<std::string>(), item[1].get<std::string>());
+    } else {
+      fail(key, wanted);
+    }
+  }
+  return pairs;
 }
 
 }  // namespace margay

@@ -66,9 +66,6 @@ Config config_of(const LanguageStudyModel& model, const StudySettings& settings,
   if (!small) config = with_settings(config, model.paper_settings);
   config.task.seq_len = config.model.max_seq_len = trained_length(settings.scale);
   config.task.path = !settings.text.empty() ? settings.text : small ? "data/kjv.txt" : "data/corpus";
-  const std::string tokenizer = (std::filesystem::path(config.task.path) / "tokenizer.json").string();
-  std::error_code error;
-  if (std::filesystem::exists(tokenizer, error)) config.task.tokenizer = tokenizer;
   config.train.seed = config.task.seed = seed;
   if (small) {
     config.train.steps = kSmallSteps;
@@ -127,9 +124,8 @@ Config test_config(Config config, const LengthTest& test, int64_t tokens) {
 }
 
 std::vector<std::string> tested_cells(const Config& config, const std::string& checkpoint) {
-  const auto tokenizer = load_tokenizer(checkpoint, config);
-  const auto task = make_task(config.task);
-  TextScore score(config.task.seq_len, *tokenizer);
+  const auto task = make_task(config);
+  TextScore score(config.task.seq_len, *tokenizer_of(*task));
   evaluate(load_model(checkpoint, config.model), *task, Split::test,
            std::max<int64_t>(1, kBatchTokens / config.task.seq_len), &score);
   const TokenSum total = score.total();
@@ -148,7 +144,7 @@ void require_text(const StudySettings& settings) {
                     quoted_path(config.task.path)));
   }
   for (const LengthTest& test : tests_of(models().front(), config.task.seq_len))
-    make_task(test_config(config, test, 0).task);
+    make_task(test_config(config, test, 0));
 }
 
 std::optional<Table> run_job(const LanguageStudyModel& model, const Config& config, int64_t test_tokens,
@@ -292,9 +288,9 @@ std::string findings_of(const StudySettings& settings, const Table& rows) {
   text += fmt::format("Within {:.0f} % of the loss at the training length, as trained: {}; with YaRN: {}.\n\n",
                       100 * (kAsGood - 1), reach(rows, trained, false), reach(rows, trained, true));
   text += fmt::format(
-      "Text `{}`, tokenizer `{}`, {} steps of {} windows. Every length is tested on the same first {} tokens of the "
+      "Text `{}`, {} steps of {} windows. Every length is tested on the same first {} tokens of the "
       "test part, in windows side by side, so that a model that uses a longer window well gains by it.\n",
-      config.task.path, config.task.tokenizer, config.train.steps, config.train.batch_size,
+      config.task.path, config.train.steps, config.train.batch_size,
       settings.scale == StudyScale::small ? kSmallTestTokens : kPaperTestTokens);
   return text + '\n' + diverged_runs(rows, "left out");
 }

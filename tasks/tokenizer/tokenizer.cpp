@@ -3,7 +3,9 @@
 #include <fmt/format.h>
 
 #include "engine/error.h"
-#include "engine/names.h"
+#include "engine/file.h"
+#include "engine/mapped_file.h"
+#include "tasks/tokenizer/tokenizer_json.h"
 
 namespace margay {
 namespace {
@@ -11,10 +13,9 @@ namespace {
 class ByteTokenizer final : public Tokenizer {
  public:
   int64_t vocab_size() const override { return 256; }
-  std::vector<int32_t> encode(std::string_view text) const override {
-    std::vector<int32_t> tokens(text.size());
-    for (size_t i = 0; i < text.size(); ++i) tokens[i] = static_cast<unsigned char>(text[i]);
-    return tokens;
+  size_t encode_part(std::string_view text, bool, std::vector<int32_t>& tokens) const override {
+    for (const char c : text) tokens.push_back(static_cast<unsigned char>(c));
+    return text.size();
   }
   std::string decode(std::span<const int32_t> tokens) const override {
     std::string text;
@@ -24,13 +25,28 @@ class ByteTokenizer final : public Tokenizer {
     return text;
   }
   std::optional<int32_t> end_of_text() const override { return std::nullopt; }
+  const std::string& json() const override { return no_json_; }
+
+ private:
+  std::string no_json_;
 };
 
 }  // namespace
 
+std::vector<int32_t> Tokenizer::encode(std::string_view text) const {
+  std::vector<int32_t> tokens;
+  encode_part(text, true, tokens);
+  return tokens;
+}
+
 std::unique_ptr<Tokenizer> make_tokenizer(const std::string& name) {
   if (name == "bytes") return std::make_unique<ByteTokenizer>();
-  throw ConfigError(fmt::format("the tokenizer must be \"bytes\", got {}", quoted(name)));
+  const MappedFile file(name);
+  if (file.bytes().size() > kMostTokenizerBytes) {
+    throw DataError(fmt::format("{}: a tokenizer.json must have at most {} bytes, got {}", quoted_path(name),
+                                kMostTokenizerBytes, file.bytes().size()));
+  }
+  return parse_tokenizer({file.bytes().begin(), file.bytes().end()}, name);
 }
 
 }  // namespace margay

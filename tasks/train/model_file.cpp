@@ -19,6 +19,7 @@ namespace fs = std::filesystem;
 
 std::string model_file(const std::string& checkpoint) { return (fs::path(checkpoint) / "model.safetensors").string(); }
 std::string config_file(const std::string& checkpoint) { return (fs::path(checkpoint) / "config.toml").string(); }
+std::string tokenizer_file(const std::string& folder) { return (fs::path(folder) / "tokenizer.json").string(); }
 
 constexpr int64_t kBytes = 256;
 
@@ -36,6 +37,15 @@ std::string find_checkpoint(const std::string& run_or_checkpoint) {
 }
 
 Config load_checkpoint_config(const std::string& checkpoint) { return load_config(config_file(checkpoint)); }
+
+void save_tokenizer(const std::string& folder, const std::string& json) {
+  if (!json.empty()) write_file_atomically(tokenizer_file(folder), json);
+}
+
+std::string checkpoint_tokenizer(const std::string& checkpoint) {
+  std::error_code ignored;
+  return fs::exists(tokenizer_file(checkpoint), ignored) ? tokenizer_file(checkpoint) : "bytes";
+}
 
 void save_model(const std::string& checkpoint, const Config& config, const LanguageModel& model) {
   make_folders(checkpoint);
@@ -83,12 +93,8 @@ LanguageModel load_model(const std::string& checkpoint, const ModelConfig& confi
 }
 
 std::unique_ptr<Tokenizer> load_tokenizer(const std::string& checkpoint, const Config& config) {
-  const fs::path folder = fs::path(checkpoint).lexically_normal(), run = folder.parent_path();
-  std::error_code error;
-  for (const fs::path& place : {folder, run, run.parent_path()}) {  // RUN/checkpoint, RUN/checkpoints/step-N
-    const fs::path file = place / "tokenizer.json";
-    if (fs::exists(file, error)) return make_tokenizer(file.string());
-  }
+  const std::string own = checkpoint_tokenizer(checkpoint);
+  if (own != "bytes") return make_tokenizer(own);
   // An imported checkpoint has no task; as many tokens as there are bytes speak for themselves.
   if (config.task.name != "text" && config.model.vocab_size != kBytes) {
     throw ConfigError(fmt::format("{} names no tokenizer, and its model.vocab_size is {}, not the {} of bytes",

@@ -20,6 +20,11 @@ std::string find_checkpoint(const std::string& run_or_checkpoint);
 /// The configuration of a checkpoint.
 Config load_checkpoint_config(const std::string& checkpoint);
 
+/// Writes the tokenizer.json of text that is not bytes into a checkpoint or run; nothing if it is empty.
+void save_tokenizer(const std::string& folder, const std::string& json);
+/// The tokenizer.json of a checkpoint; "bytes" where it has none: a name for make_tokenizer and for task.tokenizer.
+std::string checkpoint_tokenizer(const std::string& checkpoint);
+
 /// Writes model.safetensors and config.toml into a folder, which is made if it is not there.
 void save_model(const std::string& checkpoint, const Config& config, const LanguageModel& model);
 
@@ -30,8 +35,8 @@ void load_parameters(const std::string& checkpoint, const LanguageModel& model);
 /// The model of a checkpoint.
 LanguageModel load_model(const std::string& checkpoint, const ModelConfig& config, Device device = {});
 
-/// The tokenizer of a checkpoint: its tokenizer.json, or that of the run it belongs to, else the one that a text task's
-/// configuration names. Throws ConfigError where nothing names one, and what make_tokenizer throws.
+/// The tokenizer of a checkpoint: its tokenizer.json, else the one that a text task's configuration names. Throws
+/// ConfigError where nothing names one, and what make_tokenizer throws.
 std::unique_ptr<Tokenizer> load_tokenizer(const std::string& checkpoint, const Config& config);
 
 /// Reads a tensor of this shape and dtype. Throws DataError naming it where the file holds something else; other float

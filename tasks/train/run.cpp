@@ -1,11 +1,8 @@
 #include "tasks/train/run.h"
 
-#include <fcntl.h>
 #include <fmt/format.h>
-#include <sys/file.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -14,6 +11,7 @@
 #include "engine/error.h"
 #include "engine/parallel.h"
 #include "tasks/train/folders.h"
+#include "tasks/train/model_file.h"
 #include "tasks/train/process_memory.h"
 #include "tasks/train/report.h"
 
@@ -24,32 +22,6 @@ namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
 
 constexpr int64_t kMetricsLines = 2000;  // of a whole run, tests not counted
-
-/// The folder of a run, which no other process trains in while this lives.
-class RunFolder {
- public:
-  explicit RunFolder(const std::string& path) : path_(path), lock_(make(path)) {
-    // A file system that knows no locks gives none, and its runs go unguarded.
-    if (::flock(lock_.number(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
-      throw ConfigError(fmt::format("{}: another process is training there", quoted_path(path)));
-    }
-  }
-
-  std::string file(const char* name) const { return (fs::path(path_) / name).string(); }
-  const std::string& path() const { return path_; }
-
- private:
-  /// Makes and opens the folder.
-  static int make(const std::string& path) {
-    make_folders(path);
-    const int folder = ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (folder < 0) throw_file_error(path, "cannot be opened", errno);
-    return folder;
-  }
-
-  std::string path_;
-  Descriptor lock_;
-};
 
 /// "1 layer of cat · d_model 64 · 541 k parameters · mqar, 64 tokens · lr 0.01 · 400 steps"
 std::string describe_run(const Trainer& trainer) {
@@ -65,7 +37,7 @@ std::string describe_run(const Trainer& trainer) {
 /// Keeps the files of a run up to date.
 class Recorder final : public TrainObserver {
  public:
-  Recorder(const RunFolder& folder, const Trainer& trainer, TrainObserver& next)
+  Recorder(const LockedFolder& folder, const Trainer& trainer, TrainObserver& next)
       : folder_(folder),
         checkpoints_(folder.path()),
         log_(folder.file("metrics.jsonl"), trainer.state().step),
@@ -91,14 +63,14 @@ class Recorder final : public TrainObserver {
   }
 
  private:
-  const RunFolder& folder_;
+  const LockedFolder& folder_;
   CheckpointStore checkpoints_;
   MetricsLog log_;
   int64_t log_every_;
   TrainObserver& next_;
 };
 
-void write_summary(const RunFolder& folder, const Trainer& trainer) {
+void write_summary(const LockedFolder& folder, const Trainer& trainer) {
   const TrainState& state = trainer.state();
   Json summary{{"steps", state.step},
                {"epochs", state.epoch},
@@ -115,7 +87,7 @@ void write_summary(const RunFolder& folder, const Trainer& trainer) {
 }
 
 /// Whether the summary is that of the run's last step.
-bool has_summary(const RunFolder& folder, const TrainState& state) {
+bool has_summary(const LockedFolder& folder, const TrainState& state) {
   std::ifstream file(folder.file("summary.json"));
   const Json summary = file ? Json::parse(file, nullptr, false) : Json();
   return summary.is_object() && summary.value("steps", Json()) == state.step;
@@ -125,7 +97,7 @@ bool has_summary(const RunFolder& folder, const TrainState& state) {
 
 RunEnd train_in_folder(const Config& config, const RunOptions& options, TrainObserver& observer) {
   Trainer trainer(config, options.device);  // first: a configuration that does not fit leaves no folder behind
-  const RunFolder folder(options.folder);
+  const LockedFolder folder(options.folder, "training");
   const std::optional<std::string> checkpoint = CheckpointStore(folder.path()).newest();
   if (checkpoint && !options.resume) {
     throw ConfigError(fmt::format("{} holds a run already: --resume goes on with it", quoted_path(options.folder)));
@@ -133,6 +105,7 @@ RunEnd train_in_folder(const Config& config, const RunOptions& options, TrainObs
   if (checkpoint) trainer.restore(*checkpoint);
   if (checkpoint && trainer.finished() && has_summary(folder, trainer.state())) return RunEnd::was_finished;
   write_file_atomically(folder.file("config.toml"), to_toml(config));
+  save_tokenizer(folder.path(), trainer.task().tokenizer_json());
   Recorder recorder(folder, trainer, observer);
   if (!train(trainer, recorder)) return RunEnd::stopped;
   recorder.write_report(trainer);  // again: a run that is resumed may have been killed before its last report

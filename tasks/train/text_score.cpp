@@ -7,6 +7,8 @@
 #include <limits>
 #include <numbers>
 
+#include "tasks/tokenizer/tokenizer_json.h"
+
 namespace margay {
 namespace {
 
@@ -102,6 +104,11 @@ Figure position_figure(const std::vector<PositionSum>& by_position, const std::s
                             .style = Series::Style::dashed_line});
   }
   return {"Loss by position in the window", subtitle, {panel}};
+}
+
+std::unique_ptr<Tokenizer> tokenizer_of(const Task& task) {
+  const std::string& json = task.tokenizer_json();
+  return json.empty() ? make_tokenizer("bytes") : parse_tokenizer(json, "the text's tokenizer.json");
 }
 
 void read_scored_text(const Task& task, Split split, int64_t examples, const Tokenizer& tokenizer,

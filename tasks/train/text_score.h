@@ -1,6 +1,7 @@
 #pragma once
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -58,6 +59,9 @@ std::string to_csv(const std::vector<PositionSum>& by_position);
 /// Bits per byte by the tokens seen before, with a mark at the training length where the windows are longer.
 Figure position_figure(const std::vector<PositionSum>& by_position, const std::string& subtitle,
                        int64_t trained_seq_len);
+
+/// What turned the text of a task into its tokens.
+std::unique_ptr<Tokenizer> tokenizer_of(const Task& task);
 
 /// Hands out the bytes that are scored on the first `examples` examples of a split, in their order, in pieces.
 void read_scored_text(const Task& task, Split split, int64_t examples, const Tokenizer& tokenizer,

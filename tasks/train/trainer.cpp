@@ -45,7 +45,7 @@ void require_same(Config wanted, Config saved, const std::string& checkpoint) {
 Trainer::Trainer(const Config& config, Device device)
     : config_(checked(config)),
       device_(device),
-      task_(make_task(config.task)),
+      task_(make_task(config)),
       model_(config.model, static_cast<uint64_t>(config.train.seed), DType::f32, device),
       optimizer_(model_.parameters(), config.train),
       start_(Clock::now()) {
@@ -155,6 +155,7 @@ void Trainer::save(const std::string& checkpoint) {
   }
   state_.seconds = seconds_since_start();
   save_model(checkpoint, config_, model_);
+  save_tokenizer(checkpoint, task_->tokenizer_json());
   optimizer_.save(checkpoint + "/optimizer.safetensors");
   save_state(checkpoint, state_);
 }

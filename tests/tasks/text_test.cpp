@@ -9,8 +9,10 @@
 #include "engine/error.h"
 #include "tasks/batch.h"
 #include "tasks/registry.h"
+#include "tasks/shards/prepare.h"
 #include "tests/support/chi_square.h"
 #include "tests/support/temp_dir.h"
+#include "tests/tasks/tokenizer/small_tokenizer.h"
 
 using namespace margay;
 
@@ -185,4 +187,59 @@ TEST_CASE("text: a split can be read from end to end") {
     CHECK((pieces > 1) == (split == Split::train));
   }
   CHECK(all == file);
+}
+
+TEST_CASE("text: shards give the examples of the file that they were made of") {
+  const test::TempDir dir;
+  const std::string path = dir.write("lines.txt", numbered_lines(30'000));
+  std::vector<std::string> tokenizers{"bytes"};
+  if (test::has_bpe()) tokenizers.push_back(dir.write("tokenizer.json", test::small_tokenizer_json().dump()));
+  for (const std::string& tokenizer : tokenizers) {
+    const std::string folder = dir.file(tokenizer == "bytes" ? "bytes" : "bpe");
+    PrepareObserver nobody;
+    prepare_shards({.files = {path}, .tokenizer = tokenizer, .folder = folder, .shard_tokens = 1'000}, nobody);
+    TaskConfig of_file = text(path), of_shards = text(folder);
+    of_file.tokenizer = tokenizer;
+    const auto file = make_task(of_file), shards = make_task(of_shards);
+    CHECK(file->shape().vocab_size == shards->shape().vocab_size);
+    CHECK(file->tokenizer_json() == shards->tokenizer_json());
+    CHECK(file->tokens_per_byte(Split::test) == shards->tokens_per_byte(Split::test));
+    CHECK((file->tokens_per_byte(Split::test) == 1) == (tokenizer == "bytes"));
+    Batch a, b;
+    for (const Split split : {Split::train, Split::validation, Split::test}) {
+      REQUIRE((split == Split::train || file->size(split) == shards->size(split)));
+      make_batch(*file, split, 0, 30, 16, 1, a);
+      make_batch(*shards, split, 0, 30, 16, 2, b);
+      CHECK(a.inputs == b.inputs);
+      CHECK(a.targets == b.targets);
+    }
+    of_shards.tokenizer = tokenizer;
+    CHECK_NOTHROW(make_task(of_shards));
+  }
+}
+
+TEST_CASE("text: the tokens must fit the model, and the tokenizer the shards" * doctest::skip(!test::has_bpe())) {
+  const test::TempDir dir;
+  Config config;
+  config.task = text(dir.write("lines.txt", numbered_lines(30'000)));
+  test::Json json = test::small_tokenizer_json();
+  config.task.tokenizer = dir.write("tokenizer.json", json.dump());
+  const int64_t tokens = make_task(config.task)->shape().vocab_size;
+  config.model.vocab_size = tokens;
+  CHECK_NOTHROW(make_task(config));
+  config.model.vocab_size = tokens - 1;
+  CHECK_NOTHROW(validate(config));  // opens no file
+  CHECK_THROWS_AS(make_task(config), ConfigError);
+
+  PrepareObserver nobody;
+  prepare_shards({.files = {config.task.path}, .tokenizer = config.task.tokenizer, .folder = dir.file("shards")},
+                 nobody);
+  config.task.path = dir.file("shards");
+  config.model.vocab_size = tokens;
+  CHECK_NOTHROW(make_task(config));
+  json["normalizer"] = {{"type", "NFC"}};
+  config.task.tokenizer = dir.write("other.json", json.dump());
+  CHECK_THROWS_AS(make_task(config), ConfigError);
+  config.task.tokenizer = "";
+  CHECK_THROWS_AS(make_task(config), ConfigError);
 }

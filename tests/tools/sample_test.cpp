@@ -193,8 +193,8 @@ TEST_CASE("sample: wrong arguments are named") {
   check({"--count", "0"}, "--count");
   check({"--stop", ""}, "--stop must not be empty");
   check({"--prompt", "y"}, "--prompt takes one value, once");
-  check({"--tokenizer", "byte"}, "byte");
   check_error(sample(model, {"--prompt", ""}), 2, "--prompt must not be empty");
+  check_error(sample(model, {"--prompt", "x", "--tokenizer", dir.file("none.json")}), 3, "none.json");
   const TempDir other;
   const std::string recall = byte_model(other, {"model.vocab_size=64"});
   check_error(sample(recall, {"--prompt", "x"}), 2, "names no tokenizer");

@@ -81,7 +81,6 @@ Config changed(Config config, const EvalArguments& arguments) {
     throw ConfigError(fmt::format("{} is for task \"text\", got {}", option, margay::quoted(config.task.name)));
   }
   if (arguments.all) config.task.test_examples = kAllExamples;
-  validate(config);
   return config;
 }
 
@@ -215,11 +214,12 @@ int run(const Arguments& words) {
   if (!parse(words, arguments)) return 0;
   const Split split = parse_split(arguments.split);
   const std::string checkpoint = find_checkpoint(arguments.path);
-  const Config trained = load_checkpoint_config(checkpoint);
+  Config trained = load_checkpoint_config(checkpoint);
+  if (const std::string own = checkpoint_tokenizer(checkpoint); own != "bytes") trained.task.tokenizer = own;
   Measured measured{changed(trained, arguments), {}};
   const Config& config = measured.config;
-  const auto task = make_task(config.task);
-  const auto tokenizer = config.task.name == "text" ? load_tokenizer(checkpoint, config) : nullptr;
+  const auto task = make_task(config);
+  const auto tokenizer = config.task.name == "text" ? tokenizer_of(*task) : nullptr;
   if (tokenizer) measured.text.emplace(config.task.seq_len, *tokenizer);
   const LanguageModel model = load_model(checkpoint, config.model, arguments.device);
 

@@ -19,12 +19,13 @@
 namespace margay::cli {
 
 extern const Verb kTrain, kEval, kInit, kGen, kForward, kBackward, kSample, kStudy, kPlot, kList, kInfo, kGraph, kBench,
-    kImport, kExport;
+    kImport, kExport, kTokenizer, kPrepare;
 
 namespace {
 
-constexpr std::array kVerbs = {&kTrain, &kEval, &kSample, &kStudy,   &kPlot,     &kInfo,   &kList,  &kGraph,
-                               &kBench, &kInit, &kGen,    &kForward, &kBackward, &kImport, &kExport};
+constexpr std::array kVerbs = {&kTrain,    &kEval,   &kSample, &kStudy,     &kPlot,   &kInfo,
+                               &kList,     &kGraph,  &kBench,  &kInit,      &kGen,    &kForward,
+                               &kBackward, &kImport, &kExport, &kTokenizer, &kPrepare};
 
 /// Exit codes, as the README lists them.
 enum Code { kDone = 0, kInternalError = 1, kUsage = 2, kBadData = 3, kDiverged = 4, kNoResources = 5 };

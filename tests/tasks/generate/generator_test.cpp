@@ -21,10 +21,9 @@ class Letters final : public Tokenizer {
  public:
   explicit Letters(std::optional<int32_t> end = std::nullopt) : end_(end) {}
   int64_t vocab_size() const override { return 21; }
-  std::vector<int32_t> encode(std::string_view text) const override {
-    std::vector<int32_t> tokens;
+  size_t encode_part(std::string_view text, bool, std::vector<int32_t>& tokens) const override {
     for (const char c : text) tokens.push_back(c - 'a');
-    return tokens;
+    return text.size();
   }
   std::string decode(std::span<const int32_t> tokens) const override {
     std::string text;
@@ -32,8 +31,10 @@ class Letters final : public Tokenizer {
     return text;
   }
   std::optional<int32_t> end_of_text() const override { return end_; }
+  const std::string& json() const override { return json_; }
 
  private:
+  std::string json_;
   std::optional<int32_t> end_;
 };
 

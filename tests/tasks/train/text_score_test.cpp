@@ -23,13 +23,17 @@ namespace {
 class Lengths final : public Tokenizer {
  public:
   int64_t vocab_size() const override { return 6; }
-  std::vector<int32_t> encode(std::string_view) const override { return {}; }
+  size_t encode_part(std::string_view text, bool, std::vector<int32_t>&) const override { return text.size(); }
   std::string decode(std::span<const int32_t> tokens) const override {
     std::string text;
     for (const int32_t token : tokens) text.append(static_cast<size_t>(token), static_cast<char>('0' + token));
     return text;
   }
   std::optional<int32_t> end_of_text() const override { return 3; }
+  const std::string& json() const override { return json_; }
+
+ private:
+  std::string json_;
 };
 
 /// Three windows of four tokens of Lengths, of which some are scored.
