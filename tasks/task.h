@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 
@@ -52,6 +53,12 @@ class Task {
   }
   /// Tokens of a split's text for each of its bytes; 0 where there is no text.
   virtual double tokens_per_byte(Split) const { return 0; }
+
+  /// Hands out all tokens of a split of a text in their order, in pieces. False where there is none: examples are made,
+  /// not read.
+  virtual bool read(Split /*split*/, const std::function<void(std::span<const int32_t>)>& /*take*/) const {
+    return false;
+  }
 
  protected:
   Task(const TaskConfig& config, const TaskShape& shape) : config_(config), shape_(shape) {}

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <array>
+#include <functional>
+#include <vector>
 
 #include "engine/error.h"
 #include "engine/names.h"
@@ -12,6 +14,7 @@
 namespace margay {
 namespace {
 
+constexpr int64_t kPieceTokens = int64_t{1} << 16;
 constexpr std::array<std::string_view, 3> kSplitNames = {"training", "validation", "test"};
 
 /// Language modelling of a text: a file, or a folder of token shards (see open_token_source). Its first 90 % are for
@@ -55,6 +58,16 @@ class Text final : public Task {
     source_->read(split, start + seq_len, targets.last(1));
     std::copy(inputs.begin() + 1, inputs.end(), targets.begin());
     std::fill_n(targets.begin(), scored_before, kIgnoredTarget);
+  }
+
+  bool read(Split split, const std::function<void(std::span<const int32_t>)>& take) const override {
+    std::vector<int32_t> tokens;
+    for (int64_t first = 0; first < source_->size(split); first += kPieceTokens) {
+      tokens.resize(static_cast<size_t>(std::min(kPieceTokens, source_->size(split) - first)));
+      source_->read(split, first, tokens);
+      take(tokens);
+    }
+    return true;
   }
 
   const std::string& tokenizer_json() const override { return source_->tokenizer().json(); }

@@ -56,13 +56,17 @@ std::string Utf8Stream::push(unsigned char byte) {
   return done;
 }
 
+std::string Utf8Stream::finish() {
+  if (open_.empty()) return {};
+  open_.clear();
+  return std::string(kReplacement);
+}
+
 std::string valid_utf8(std::string_view text) {
   Utf8Stream stream;
   std::string valid;
   for (const char c : text) valid += stream.push(static_cast<unsigned char>(c));
-  // A byte that continues nothing closes an open character as a broken one, and is itself the second replacement.
-  const std::string end = stream.push(0xFF);
-  return valid + end.substr(kReplacement.size());
+  return valid + stream.finish();
 }
 
 size_t valid_utf8_prefix(std::string_view text) {

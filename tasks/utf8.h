@@ -10,6 +10,8 @@ class Utf8Stream {
  public:
   /// The characters that `byte` completes: none while one is still open, more than one after broken ones.
   std::string push(unsigned char byte);
+  /// The text is at its end: U+FFFD for a character that is still open.
+  std::string finish();
 
  private:
   std::string open_;  // the first bytes of a character

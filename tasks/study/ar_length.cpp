@@ -147,7 +147,7 @@ std::string findings_of(StudyScale scale, const Table& rows) {
     text += fmt::format("| {} | `{}` | {} |\n", model.name, fmt::join(model.settings, " "),
                         fmt::join(learning_rates(model, scale), ", "));
   }
-  return text + '\n' + diverged_runs(rows);
+  return text + '\n' + diverged_runs(rows, "counted as 0");
 }
 
 StudyPlan plan(const StudySettings& settings) {

@@ -181,7 +181,7 @@ std::string findings_of(const RecallGrid& grid, StudyScale scale, const std::vec
     text += fmt::format("| {} | `{}` | {} |\n", model.name, fmt::join(model.settings, " "),
                         fmt::join(learning_rates(model, scale), ", "));
   }
-  return text + '\n' + diverged_runs(rows);
+  return text + '\n' + diverged_runs(rows, "counted as 0");
 }
 
 }  // namespace

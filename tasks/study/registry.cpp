@@ -8,11 +8,11 @@
 
 namespace margay {
 
-extern const Study kArLengthStudy, kMqarStudy, kMqnarStudy, kLcatDimensionStudy;
+extern const Study kArLengthStudy, kMqarStudy, kMqnarStudy, kLcatDimensionStudy, kLmLengthStudy;
 
 namespace {
 
-constexpr std::array kStudies = {&kArLengthStudy, &kMqarStudy, &kMqnarStudy, &kLcatDimensionStudy};
+constexpr std::array kStudies = {&kArLengthStudy, &kLmLengthStudy, &kMqarStudy, &kMqnarStudy, &kLcatDimensionStudy};
 constexpr std::array<std::string_view, 2> kScales = {"small", "paper"};  // in the order of the enumeration
 
 }  // namespace

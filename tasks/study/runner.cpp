@@ -260,6 +260,7 @@ StudyEnd run_study(const Study& study, const StudySettings& settings, const Stud
                    StudyObserver& observer) {
   const StudyPlan plan = study.plan(settings);
   check_names(plan);
+  if (plan.check) plan.check();
   make_folders(options.folder);
   const OneThread one_thread;
   Crew crew(plan, options);

@@ -22,8 +22,9 @@ StudyScale parse_study_scale(std::string_view name);
 /// What fixes the results of a study.
 struct StudySettings {
   StudyScale scale = StudyScale::small;
-  int64_t seed = 123;  ///< of weights and examples
-  int64_t seeds = 1;   ///< repetitions, with seed, seed + 1 ...
+  int64_t seed = 123;     ///< of weights and examples
+  int64_t seeds = 1;      ///< repetitions, with seed, seed + 1 ...
+  std::string text = {};  ///< what task.path is for studies of language; empty = their own choice
 };
 
 /// What a job asks and tells while it works. Called from the job's own thread.
@@ -52,6 +53,8 @@ struct StudyPlan {
   std::function<Figure(const Table&)> figure;
   /// Markdown: what was run, and what came out.
   std::function<std::string(const Table&)> findings;
+  /// Throws where something that the jobs need is not there. Called before anything is written; may be empty.
+  std::function<void()> check = {};
 };
 
 /// A figure of the paper that one command makes again.

@@ -44,21 +44,6 @@ class Watcher final : public TrainObserver {
   int64_t parameters_ = 0;
 };
 
-/// "2 layers, mamba" as a folder name: "2-layers-mamba".
-std::string file_name(std::string_view text) {
-  std::string name;
-  for (const char c : text) {
-    const bool plain = std::isalnum(static_cast<unsigned char>(c)) != 0;
-    if (plain) {
-      name += static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
-    } else if (!name.empty() && name.back() != '-') {
-      name += '-';
-    }
-  }
-  if (!name.empty() && name.back() == '-') name.pop_back();
-  return name;
-}
-
 /// Arithmetic of all steps, in rough units: layers by tokens, and the head by labels.
 double cost_of(const Config& config) {
   const ModelConfig& model = config.model;
@@ -118,27 +103,20 @@ std::optional<Table> run_training(const StudyRun& run, const std::string& folder
   const Config& config = run.config;
   const std::vector<int64_t> lengths =
       run.test_seq_lens.empty() ? std::vector<int64_t>{config.task.seq_len} : run.test_seq_lens;
-  Watcher watcher(monitor, lengths.size() > 1 ? kTrainingShare : 1);
-  bool diverged = false;
-  try {
-    if (train_in_folder(config, {.folder = folder, .resume = true}, watcher) == RunEnd::stopped) return std::nullopt;
-  } catch (const DivergedError&) {
-    diverged = true;
-  }
+  const auto trained = train_to_end(config, folder, monitor, lengths.size() > 1 ? kTrainingShare : 1);
+  if (!trained) return std::nullopt;
+  const TrainState& state = trained->state;
+  const std::vector<std::string> cells = run_cells(run, state, trained->parameters);
   Table rows(training_columns());
-  const auto add = [&](std::vector<std::string> cells, const std::vector<std::string>& test) {
-    cells.insert(cells.end(), test.begin(), test.end());
-    rows.add(std::move(cells));
+  const auto add = [&](std::vector<std::string> row, const std::vector<std::string>& test) {
+    row.insert(row.end(), test.begin(), test.end());
+    rows.add(std::move(row));
   };
-  if (diverged) {
-    for (const int64_t length : lengths)
-      add(run_cells(run, watcher.state(), watcher.parameters()), no_test_cells(length, "diverged"));
+  if (trained->diverged) {
+    for (const int64_t length : lengths) add(cells, no_test_cells(length, "diverged"));
     return rows;
   }
-  const std::string checkpoint = find_checkpoint(folder);
-  const TrainState state = load_state(checkpoint);
-  const LanguageModel model = load_model(checkpoint, config.model);
-  const std::vector<std::string> cells = run_cells(run, state, model.parameter_count());
+  const LanguageModel model = load_model(find_checkpoint(folder), config.model);
   for (size_t i = 0; i < lengths.size(); ++i) {
     if (monitor.stop_requested()) return std::nullopt;
     const int64_t length = lengths[i];
@@ -163,6 +141,33 @@ bool matches(const Table& rows, size_t row, const Match& match) {
 
 }  // namespace
 
+std::string job_name(std::string_view text) {
+  std::string name;
+  for (const char c : text) {
+    const bool plain = std::isalnum(static_cast<unsigned char>(c)) != 0;
+    if (plain) {
+      name += static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+    } else if (!name.empty() && name.back() != '-') {
+      name += '-';
+    }
+  }
+  if (!name.empty() && name.back() == '-') name.pop_back();
+  return name;
+}
+
+std::optional<TrainedRun> train_to_end(const Config& config, const std::string& folder, JobMonitor& monitor,
+                                       double share) {
+  Watcher watcher(monitor, share);
+  try {
+    if (train_in_folder(config, {.folder = folder, .resume = true}, watcher) == RunEnd::stopped) return std::nullopt;
+  } catch (const DivergedError&) {
+    return TrainedRun{watcher.state(), watcher.parameters(), true};
+  }
+  int64_t parameters = 0;
+  for (const ParameterShape& parameter : parameter_shapes(config.model)) parameters += parameter.shape.numel();
+  return TrainedRun{load_state(find_checkpoint(folder)), parameters, false};
+}
+
 std::vector<std::string> training_columns() {
   return {"model",         "mixer",      "layers",       "d_model", "position",   "task",
           "vocab_size",    "seq_len",    "num_kv_pairs", "lr",      "seed",       "batch_size",
@@ -173,7 +178,7 @@ std::vector<std::string> training_columns() {
 StudyJob training_job(const StudyRun& run) {
   const Config& config = run.config;
   StudyJob job;
-  job.name = fmt::format("{}-d{}-L{}-lr{:g}-seed{}", file_name(run.model.name), config.model.d_model,
+  job.name = fmt::format("{}-d{}-L{}-lr{:g}-seed{}", job_name(run.model.name), config.model.d_model,
                          config.task.seq_len, config.train.lr, config.train.seed);
   job.settings = fmt::format("{}\n# tested at {}\n", to_toml(config), fmt::join(run.test_seq_lens, ", "));
   job.cost = cost_of(config);
@@ -214,13 +219,13 @@ BestAccuracy best_accuracy(const Table& rows, const Match& match) {
   return best;
 }
 
-std::string diverged_runs(const Table& rows) {
+std::string diverged_runs(const Table& rows, std::string_view how) {
   std::vector<std::string> names;
   for (size_t row = 0; row < rows.size(); ++row) {
     const std::string& name = rows.text(row, "run");
     if (rows.text(row, "status") == "diverged" && (names.empty() || names.back() != name)) names.push_back(name);
   }
-  return names.empty() ? "" : fmt::format("Diverged, and counted as 0: {}.\n", fmt::join(names, ", "));
+  return names.empty() ? "" : fmt::format("Diverged, and {}: {}.\n", how, fmt::join(names, ", "));
 }
 
 }  // namespace margay

@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -7,6 +8,7 @@
 
 #include "tasks/config.h"
 #include "tasks/study/study.h"
+#include "tasks/train/checkpoint.h"
 
 namespace margay {
 
@@ -16,6 +18,21 @@ struct StudyModel {
   std::vector<std::string> settings;  ///< key=value
   double lr;                          ///< that it learns quickly with, tried out beforehand
 };
+
+/// A training run that has come to its end.
+struct TrainedRun {
+  TrainState state;  ///< after its last whole step
+  int64_t parameters = 0;
+  bool diverged = false;
+};
+
+/// Trains in a folder, going on where it stopped before, as `share` of a job's work. Nothing where the monitor stopped
+/// it.
+std::optional<TrainedRun> train_to_end(const Config& config, const std::string& folder, JobMonitor& monitor,
+                                       double share);
+
+/// "CAT + RoPE" as part of a folder's name: "cat-rope".
+std::string job_name(std::string_view text);
 
 /// One training run of a study.
 struct StudyRun {
@@ -49,7 +66,8 @@ struct BestAccuracy {
 /// The best learning rate's accuracy, averaged over seeds, among the rows that match; a diverged run counts as 0.
 BestAccuracy best_accuracy(const Table& rows, const Match& match);
 
-/// The names of the runs that diverged, for a report; empty where none did.
-std::string diverged_runs(const Table& rows);
+/// The names of the runs that diverged and how a figure takes them ("counted as 0"), for a report; empty where none
+/// did.
+std::string diverged_runs(const Table& rows, std::string_view how);
 
 }  // namespace margay

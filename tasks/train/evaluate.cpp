@@ -75,7 +75,8 @@ void add_gradients(const LanguageModel& model, const Batch& batch, int64_t all_l
   sum.labels += batch.labels;
 }
 
-Evaluation evaluate(const LanguageModel& model, const Task& task, Split split, int64_t batch_size) {
+Evaluation evaluate(const LanguageModel& model, const Task& task, Split split, int64_t batch_size,
+                    EvaluationObserver* observer) {
   const NoGrad no_grad;
   const auto begin = std::chrono::steady_clock::now();
   Evaluation evaluation;
@@ -94,6 +95,10 @@ Evaluation evaluate(const LanguageModel& model, const Task& task, Split split, i
     labels += batch.labels;
     accuracy.add(batch, scores.correct);
     evaluation.tokens += batch.examples * batch.columns;
+    if (observer) {
+      const auto nll = std::span<const float>(scores.nll).first(static_cast<size_t>(batch.labels));
+      observer->on_batch(batch, nll, first + examples, evaluation.examples);
+    }
   }
   evaluation.loss = mean(loss, labels);
   evaluation.accuracy = accuracy.value();

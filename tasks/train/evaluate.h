@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <span>
 
 #include "models/language_model.h"
 #include "tasks/batch.h"
@@ -30,7 +31,17 @@ struct LossSum {
 /// LanguageModel::loss.
 void add_gradients(const LanguageModel& model, const Batch& batch, int64_t all_labels, const Tensor& rng, LossSum& sum);
 
+/// Told how an evaluation goes. Nothing of it changes the results.
+class EvaluationObserver {
+ public:
+  virtual ~EvaluationObserver() = default;
+  /// After each batch; nll[i], i < batch.labels, is the loss at batch.rows[i]. `examples` of `all` are done.
+  virtual void on_batch(const Batch& /*batch*/, std::span<const float> /*nll*/, int64_t /*examples*/, int64_t /*all*/) {
+  }
+};
+
 /// Loss and accuracy on all examples of a split, `batch_size` at a time, without dropout.
-Evaluation evaluate(const LanguageModel& model, const Task& task, Split split, int64_t batch_size);
+Evaluation evaluate(const LanguageModel& model, const Task& task, Split split, int64_t batch_size,
+                    EvaluationObserver* observer = nullptr);
 
 }  // namespace margay

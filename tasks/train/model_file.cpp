@@ -21,6 +21,8 @@ std::string model_file(const std::string& checkpoint) { return (fs::path(checkpo
 std::string config_file(const std::string& checkpoint) { return (fs::path(checkpoint) / "config.toml").string(); }
 std::string tokenizer_file(const std::string& folder) { return (fs::path(folder) / "tokenizer.json").string(); }
 
+constexpr int64_t kBytes = 256;
+
 }  // namespace
 
 std::string find_checkpoint(const std::string& run_or_checkpoint) {
@@ -88,6 +90,17 @@ LanguageModel load_model(const std::string& checkpoint, const ModelConfig& confi
   LanguageModel model(config, 0, DType::f32, device);
   load_parameters(checkpoint, model);
   return model;
+}
+
+std::unique_ptr<Tokenizer> load_tokenizer(const std::string& checkpoint, const Config& config) {
+  const std::string own = checkpoint_tokenizer(checkpoint);
+  if (own != "bytes") return make_tokenizer(own);
+  // An imported checkpoint has no task; as many tokens as there are bytes speak for themselves.
+  if (config.task.name != "text" && config.model.vocab_size != kBytes) {
+    throw ConfigError(fmt::format("{} names no tokenizer, and its model.vocab_size is {}, not the {} of bytes",
+                                  quoted_path(checkpoint), config.model.vocab_size, kBytes));
+  }
+  return make_tokenizer(config.task.name == "text" ? config.task.tokenizer : "bytes");
 }
 
 }  // namespace margay

@@ -1,9 +1,11 @@
 #pragma once
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "models/language_model.h"
 #include "tasks/config.h"
+#include "tasks/tokenizer/tokenizer.h"
 
 namespace margay {
 
@@ -32,6 +34,10 @@ void load_parameters(const std::string& checkpoint, const LanguageModel& model);
 
 /// The model of a checkpoint.
 LanguageModel load_model(const std::string& checkpoint, const ModelConfig& config, Device device = {});
+
+/// The tokenizer of a checkpoint: its tokenizer.json, else the one that a text task's configuration names. Throws
+/// ConfigError where nothing names one, and what make_tokenizer throws.
+std::unique_ptr<Tokenizer> load_tokenizer(const std::string& checkpoint, const Config& config);
 
 /// Reads a tensor of this shape and dtype. Throws DataError naming it where the file holds something else; other float
 /// dtypes are converted.

@@ -173,6 +173,22 @@ TEST_CASE("text: the shortest file that serves, and one byte less") {
   }
 }
 
+TEST_CASE("text: a split can be read from end to end") {
+  const test::TempDir dir;
+  const std::string file = numbered_lines(300'000);
+  const auto task = make_task(text(dir.write("lines.txt", file)));
+  std::string all;
+  for (const Split split : {Split::train, Split::validation, Split::test}) {
+    size_t pieces = 0;
+    CHECK(task->read(split, [&](std::span<const int32_t> tokens) {
+      all.append(tokens.begin(), tokens.end());
+      ++pieces;
+    }));
+    CHECK((pieces > 1) == (split == Split::train));
+  }
+  CHECK(all == file);
+}
+
 TEST_CASE("text: shards give the examples of the file that they were made of") {
   const test::TempDir dir;
   const std::string path = dir.write("lines.txt", numbered_lines(30'000));

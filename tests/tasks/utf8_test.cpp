@@ -32,3 +32,11 @@ TEST_CASE("utf8: what is none is replaced") {
   CHECK(valid_utf8("\xE2\xE2\x82\xAC") == r + "\xE2\x82\xAC");  // a character begins inside another
   CHECK(valid_utf8("") == "");
 }
+
+TEST_CASE("utf8: a stream ends with what is broken off") {
+  Utf8Stream stream;
+  CHECK(stream.push(0xE2) == "");
+  CHECK(stream.finish() == "\xEF\xBF\xBD");
+  CHECK(stream.finish() == "");
+  CHECK(stream.push('a') == "a");
+}

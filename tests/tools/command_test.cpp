@@ -364,25 +364,6 @@ TEST_CASE("command: standard output that is closed, broken or full") {
   CHECK(fs::exists(other.file("run/summary.json")));
 }
 
-TEST_CASE("command: sample goes on with a text, the same for the same seed") {
-  const TempDir dir;
-  const std::string model = fresh_checkpoint(dir, {"model.vocab_size=256", "model.position=learned"});
-  const auto sample = [&](const Words& words) { return run(Words{"sample", model, "--prompt", "Noël"} + words); };
-  const Ended first = sample({"--tokens", "60", "--seed", "1"});  // beyond the 16 learned positions
-  CAPTURE(first.error);
-  REQUIRE(first.code == 0);
-  CHECK(first.out.starts_with("Noël"));
-  CHECK(first.out.size() > 40);
-  CHECK(first.out == sample({"--tokens", "60", "--seed", "1"}).out);
-  CHECK(first.out != sample({"--tokens", "60", "--seed", "2"}).out);
-  CHECK(sample({"--tokens", "0"}).out == "Noël");
-  CHECK(sample({"--temperature", "0"}).out == sample({"--top-k", "1", "--seed", "9"}).out);
-  check_error(run({"sample", model, "--prompt", ""}), 2, "--prompt");
-  check_error(sample({"--top-p", "2"}), 2, "--top-p");
-  const TempDir other;
-  check_error(run({"sample", fresh_checkpoint(other), "--prompt", "x"}), 2, "model.vocab_size = 256");
-}
-
 TEST_CASE("command: graph, bench and info print what they are asked for") {
   const Ended graph = test::run_margay(Words{"graph", "mqar-64-cat"} + kTiny);
   CHECK(graph.out.starts_with("digraph"));

@@ -10,7 +10,10 @@
 #include <array>
 #include <cerrno>
 #include <cstdlib>
+#include <filesystem>
+#include <fstream>
 #include <stdexcept>
+#include <string_view>
 
 namespace margay::test {
 namespace {
@@ -39,8 +42,8 @@ void drain(int& pipe, std::string& text) {
   std::vector<char*> argv{const_cast<char*>(MARGAY_COMMAND)};
   for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
   argv.push_back(nullptr);
-  const int null = ::open("/dev/null", O_RDONLY);
-  ::dup2(null, STDIN_FILENO);
+  const int input = ::open(options.input.c_str(), O_RDONLY);
+  ::dup2(input, STDIN_FILENO);
   ::dup2(error, STDERR_FILENO);
   if (options.close_output) {
     ::close(STDOUT_FILENO);
@@ -51,11 +54,22 @@ void drain(int& pipe, std::string& text) {
   ::_exit(127);
 }
 
+/// The two ends of a terminal, as of a pipe.
+std::array<int, 2> open_terminal() {
+  const int screen = ::posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC);
+  if (screen < 0 || ::grantpt(screen) != 0 || ::unlockpt(screen) != 0) throw std::runtime_error("terminal");
+  return {screen, ::open(::ptsname(screen), O_RDWR | O_NOCTTY | O_CLOEXEC)};
+}
+
 }  // namespace
 
 Command::Command(const std::vector<std::string>& arguments, const Options& options) {
   std::array<int, 2> out, error;
   if (::pipe2(out.data(), O_CLOEXEC) != 0 || ::pipe2(error.data(), O_CLOEXEC) != 0) throw std::runtime_error("pipe");
+  if (options.terminal) {
+    for (const int end : out) ::close(end);
+    out = open_terminal();
+  }
   if (options.break_pipe) ::close(out[0]);
   pid_ = ::fork();
   if (pid_ < 0) throw std::runtime_error("fork");
@@ -89,6 +103,25 @@ bool Command::wait_for_output(const std::string& text) {
     if (Clock::now() > deadline || !read_some(std::chrono::milliseconds(100))) return false;
   }
   return true;
+}
+
+// Between fork and exec the process still has the handlers of the tests: two looks are 10 ms apart.
+bool Command::wait_for_handler(int number) {
+  using Clock = std::chrono::steady_clock;
+  const Clock::time_point deadline = Clock::now() + std::chrono::minutes(1);
+  const std::string folder = "/proc/" + std::to_string(pid_);
+  constexpr std::string_view kCaught = "SigCgt:";  // a mask in hexadecimal
+  int seen = 0;
+  do {
+    std::error_code gone;
+    const bool started = std::filesystem::equivalent(folder + "/exe", MARGAY_COMMAND, gone);
+    std::ifstream status(folder + "/status");
+    for (std::string line; started && std::getline(status, line);) {
+      if (line.starts_with(kCaught) && (std::stoull(line.substr(kCaught.size()), nullptr, 16) >> (number - 1) & 1) != 0)
+        ++seen;
+    }
+  } while (seen < 2 && Clock::now() < deadline && read_some(std::chrono::milliseconds(10)));
+  return seen == 2;
 }
 
 Ended Command::wait() {

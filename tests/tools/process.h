@@ -23,6 +23,8 @@ class Command {
     long file_size_limit = -1;  ///< RLIMIT_FSIZE in bytes; negative = none
     bool close_output = false;  ///< starts without a standard output
     bool break_pipe = false;    ///< nobody reads standard output
+    bool terminal = false;      ///< standard output is a terminal
+    std::string input = "/dev/null";
   };
 
   explicit Command(const std::vector<std::string>& arguments) : Command(arguments, Options{}) {}
@@ -34,6 +36,8 @@ class Command {
   void signal(int number) const;
   /// Waits until standard output holds `text`; false if the process ends or a minute passes before.
   bool wait_for_output(const std::string& text);
+  /// Waits until the process handles a signal itself; false if it ends or a minute passes before.
+  bool wait_for_handler(int number);
   /// Reads to the end and waits for the process.
   Ended wait();
 

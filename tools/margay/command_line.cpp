@@ -59,6 +59,15 @@ void CommandLine::option(const std::string& name, std::string& value, const std:
   add_option(name, help, required, [&value](const std::string& text) { value = text; });
 }
 
+void CommandLine::option(const std::string& name, std::optional<std::string>& value, const std::string& help) {
+  add_option(name, help, false, [&value](const std::string& text) { value = text; });
+}
+
+void CommandLine::option(const std::string& name, std::vector<std::string>& values, const std::string& help) {
+  add_option(name, help, false, [&values](const std::string& text) { values.push_back(text); });
+  options_.back().repeated = true;
+}
+
 void CommandLine::option(const std::string& name, int64_t& value, int64_t least, const std::string& help,
                          bool required) {
   add_option(name, help, required, [&value, least, name](const std::string& text) {
@@ -123,12 +132,16 @@ bool CommandLine::parse(const Arguments& arguments) const {
   CLI::App app;
   app.set_help_flag("-h,--help");
   app.allow_extras();  // arguments by position are what is left over
-  std::vector<std::string> values(options_.size());
+  std::string one;
+  std::vector<std::string> several;  // where CLI11 converts values to; they are taken from its results, as they came
   std::vector<CLI::Option*> parsed;
-  for (size_t i = 0; i < options_.size(); ++i) {
-    parsed.push_back(options_[i].operand.empty()
-                         ? app.add_flag(options_[i].name)
-                         : app.add_option(options_[i].name, values[i])->allow_extra_args(false));
+  for (const Entry& option : options_) {
+    if (option.operand.empty()) {
+      parsed.push_back(app.add_flag(option.name));
+    } else {
+      parsed.push_back(option.repeated ? app.add_option(option.name, several) : app.add_option(option.name, one));
+      parsed.back()->allow_extra_args(false);
+    }
   }
   try {
     app.parse(Arguments(arguments.rbegin(), arguments.rend()));
@@ -149,7 +162,7 @@ bool CommandLine::parse(const Arguments& arguments) const {
   set_arguments(words);
   for (size_t i = 0; i < options_.size(); ++i) {
     if (parsed[i]->count() > 0) {
-      options_[i].set(values[i]);
+      for (const std::string& value : parsed[i]->results()) options_[i].set(value);
     } else if (options_[i].required) {
       throw ConfigError(fmt::format("{} {} is missing; usage: {}", options_[i].name, options_[i].operand, usage()));
     }

@@ -25,6 +25,10 @@ class CommandLine {
 
   /// An option that is left out leaves its value as it is. `name` is "--out DIR".
   void option(const std::string& name, std::string& value, const std::string& help, bool required = false);
+  /// `value` stays empty where the option is left out.
+  void option(const std::string& name, std::optional<std::string>& value, const std::string& help);
+  /// An option that may be given several times.
+  void option(const std::string& name, std::vector<std::string>& values, const std::string& help);
   void option(const std::string& name, int64_t& value, int64_t least, const std::string& help, bool required = false);
   void option(const std::string& name, double& value, double least, double most, const std::string& help);
   void flag(const std::string& name, bool& value, const std::string& help);
@@ -49,6 +53,7 @@ class CommandLine {
     std::string help = {};
     std::function<void(const std::string&)> set = {};
     bool required = false;
+    bool repeated = false;
   };
   struct Rest {
     std::string name, help;

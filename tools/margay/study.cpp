@@ -35,12 +35,14 @@ bool parse(const Arguments& words, StudyArguments& arguments) {
   line.option("--out DIR", arguments.folder, "the study's folder [runs/NAME-SCALE]");
   line.seed([&](int64_t seed) { arguments.settings.seed = seed; }, "of initial weights and examples [123]");
   line.option("--seeds N", arguments.settings.seeds, 1, "repetitions, with seeds N, N + 1 ... [1]");
+  line.option("--text PATH", arguments.settings.text, "lm-length: the text, as task.path [small: data/kjv.txt]");
   line.option("--threads N", arguments.threads, 1, "runs at once, each on one thread [all cores]");
   line.flag("--keep-checkpoints", arguments.keep_checkpoints, "keep the weights of finished runs");
   line.flag("--dry-run", arguments.dry_run, "list the runs, and do nothing");
   line.flag("--quiet", arguments.quiet, "print errors only");
   line.example("margay study mqar", "into runs/mqar-small: report.md, mqar.svg, results.csv");
   line.example("margay study ar-length --scale paper --seeds 3 --out studies/ar", "the paper's settings, three times");
+  line.example("margay study lm-length --text data/my.txt", "language models beyond their training length");
   line.example("margay study lcat-dimension --dry-run", "");
   if (!line.parse(words)) return false;
   arguments.settings.scale = parse_study_scale(arguments.scale);
@@ -52,6 +54,7 @@ bool parse(const Arguments& words, StudyArguments& arguments) {
 std::string command_of(const StudyArguments& arguments) {
   std::string command = fmt::format("margay study {} --scale {}", arguments.name, arguments.scale);
   if (arguments.settings.seed != StudySettings().seed) command += fmt::format(" --seed {}", arguments.settings.seed);
+  if (!arguments.settings.text.empty()) command += fmt::format(" --text {}", arguments.settings.text);
   if (arguments.settings.seeds != 1) command += fmt::format(" --seeds {}", arguments.settings.seeds);
   return command;
 }
