@@ -88,7 +88,7 @@ def every_character():
         if 0xD800 <= code < 0xE000 or code in NEWER:
             continue
         c = chr(code)
-        text.append(f"a{c}b {c}{c}1{c}\n")
+        text.append(f"a{c}1 {c}\n")
     return "".join(text)
 
 
@@ -140,7 +140,7 @@ def old_merges(text):
 def tokenizers_to_check(texts):
     sample = [text[:10_000] for text in texts]
     yield "GPT-2", train(new(byte_level()), sample)
-    yield "GPT-2, 20000 tokens", train(new(byte_level()), texts, vocab=20000)
+    yield "GPT-2, 12000 tokens", train(new(byte_level()), texts[1:60], vocab=12000)
     neox = train(new(byte_level(), normalizers.NFC()), sample)
     neox.add_tokens([AddedToken(" " * n, normalized=True) for n in range(24, 1, -1)])
     neox.post_processor = processors.ByteLevel(trim_offsets=True)
@@ -254,12 +254,10 @@ def main():
     for i, (name, tokenizer) in enumerate(tokenizers_to_check(texts)):
         with tempfile.TemporaryDirectory() as folder:
             # Without a pattern a text is one piece, which takes the package quadratic time.
-            longest = 10_000_000 if i < 3 else 100_000
+            longest = 10_000_000 if i == 0 else 100_000
             tested = [text for text in hard + samples * (name != "no pattern") if len(text) < longest]
-            if name in ("GPT-2", "o200k's pattern", "split removed, inverted"):
+            if name in ("GPT-2", "split removed, inverted"):
                 tested = tested + [every_character()]
-            if i == 1:
-                tested = tested + texts[:1]
             differ += check(binary, name, tokenizer, tested, Path(folder), old_merges if i % 2 else str)
     with tempfile.TemporaryDirectory() as folder:
         differ += check_training(binary, texts[:1], 4000, 2, Path(folder))
