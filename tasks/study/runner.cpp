@@ -106,9 +106,6 @@ class Crew {
                      [&](size_t a, size_t b) { return plan.jobs[a].cost > plan.jobs[b].cost; });
     share_at_start_ = share();
     start_ = Clock::now();
-    const size_t threads = std::min(order_.size(), static_cast<size_t>(std::max<int64_t>(1, options.threads)));
-    working_ = threads;
-    for (size_t i = 0; i < threads; ++i) threads_.emplace_back([this] { work(); });
   }
   ~Crew() {
     stop();
@@ -117,6 +114,11 @@ class Crew {
   Crew(const Crew&) = delete;
   Crew& operator=(const Crew&) = delete;
 
+  void start() {
+    const size_t threads = std::min(order_.size(), static_cast<size_t>(std::max<int64_t>(1, options_.threads)));
+    working_ = threads;
+    for (size_t i = 0; i < threads; ++i) threads_.emplace_back([this] { work(); });
+  }
   void stop() { stop_ = true; }
 
   /// Waits until something has happened, a poll interval at most. Returns the jobs that were finished since.
@@ -266,6 +268,7 @@ StudyEnd run_study(const Study& study, const StudySettings& settings, const Stud
   Crew crew(plan, options);
   const auto write = [&] { write_study(study, settings, options, plan, crew.rows(), crew.finished()); };
   observer.on_start(crew.progress());
+  crew.start();
   for (bool working = true; working;) {
     if (observer.stop_requested()) crew.stop();
     working = crew.working();  // before the last news are taken
