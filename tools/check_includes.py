@@ -54,7 +54,7 @@ LIBRARIES = [
     ("doctest", ["doctest/*", "doctest.h"], ["tests/*"]),
     ("fmt", ["fmt/*"], ["*"]),
     ("sanitizers", ["sanitizer/*"], ["engine/*.cpp"]),
-    ("POSIX", ["sys/*", "signal.h", "unistd.h", "fcntl.h", "dlfcn.h", "pthread.h", "poll.h", "spawn.h", "termios.h", "dirent.h",
+    ("POSIX", ["sys/*", "signal.h", "unistd.h", "fcntl.h", "dlfcn.h", "pthread.h", "poll.h", "spawn.h", "termios.h", "ucontext.h", "dirent.h",
                "strings.h"], ["*"]),
 ]
 

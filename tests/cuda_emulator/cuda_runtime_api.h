@@ -6,7 +6,7 @@
 #include <cstring>
 #include <utility>
 
-#include "executor.h"
+#include "tests/cuda_emulator/executor.h"
 
 #define __global__
 #define __device__

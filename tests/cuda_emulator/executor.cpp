@@ -1,4 +1,4 @@
-#include "executor.h"
+#include "tests/cuda_emulator/executor.h"
 
 #include <ucontext.h>
 
