@@ -23,6 +23,7 @@ const Op op{"cross_entropy", [] {
                   {.inputs = {real({9, 35}, -3, 3), ids({9}, 0, 35)}, .call = ignoring, .name = "ignored rows"},
                   {.inputs = {real({3, 4}, -30, 30), ids({3}, 0, 4)}, .call = call, .name = "peaked"},
                   {.inputs = {real({3, 1}), ids({3}, 0, 1)}, .call = call, .name = "one class"},
+                  {.inputs = {real({2, 1100}, -3, 3), ids({2}, 0, 1100)}, .call = call, .name = "many classes"},
                   {.inputs = {real({3, 4}), ids({3}, 0, 1)}, .call = ignoring, .name = "no labels"},
                   {.inputs = {real({0, 4}), ids({0}, 0, 4)}, .call = call, .name = "no rows"},
                   {.inputs = {real({0, 0}), ids({0}, 0, 1)}, .call = call, .name = "no classes"}};

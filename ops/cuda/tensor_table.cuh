@@ -1,4 +1,6 @@
 #pragma once
+#include <algorithm>
+
 #include "engine/cuda/launch.cuh"
 
 namespace margay::cuda {
