@@ -48,6 +48,8 @@ struct AdamW {
 };
 template <class T>
 void run(Cpu, const AdamW<T>&);
+template <class T>
+void run(Cuda, const AdamW<T>&);
 
 }  // namespace kernels
 }  // namespace margay

@@ -18,6 +18,7 @@ const Op op{"argmax", no_grad("its result is integer"), [] {
                              {.inputs = {distinct({3, 5, 4})}, .call = along(1), .name = "inner axis"},
                              {.inputs = {distinct({3, 5, 4})}, .call = keeping, .name = "axis kept"},
                              {.inputs = {constant({3, 40}, 0, 0)}, .call = along(-1), .name = "ties"},
+                             {.inputs = {distinct({2, 1100})}, .call = along(-1), .name = "long rows"},
                              {.inputs = {constant({700, 1})}, .call = along(-1), .name = "size 1, several pieces"},
                              {.inputs = {constant({0, 3})}, .call = along(-1), .name = "empty"}};
             }};

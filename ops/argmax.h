@@ -18,6 +18,8 @@ struct ArgMax {
 };
 template <class T>
 void run(Cpu, const ArgMax<T>&);
+template <class T>
+void run(Cuda, const ArgMax<T>&);
 
 }  // namespace kernels
 }  // namespace margay

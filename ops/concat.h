@@ -51,6 +51,8 @@ struct JoinRows {
 };
 template <class T>
 void run(Cpu, const JoinRows<T>&);
+template <class T>
+void run(Cuda, const JoinRows<T>&);
 
 }  // namespace kernels
 }  // namespace margay

@@ -23,6 +23,7 @@ const Op op{"cross_entropy", [] {
                   {.inputs = {real({9, 35}, -3, 3), ids({9}, 0, 35)}, .call = ignoring, .name = "ignored rows"},
                   {.inputs = {real({3, 4}, -30, 30), ids({3}, 0, 4)}, .call = call, .name = "peaked"},
                   {.inputs = {real({3, 1}), ids({3}, 0, 1)}, .call = call, .name = "one class"},
+                  {.inputs = {real({2, 1100}, -3, 3), ids({2}, 0, 1100)}, .call = call, .name = "many classes"},
                   {.inputs = {real({3, 4}), ids({3}, 0, 1)}, .call = ignoring, .name = "no labels"},
                   {.inputs = {real({0, 4}), ids({0}, 0, 4)}, .call = call, .name = "no rows"},
                   {.inputs = {real({0, 0}), ids({0}, 0, 1)}, .call = call, .name = "no classes"}};
@@ -39,8 +40,9 @@ CrossEntropy cross_entropy(const Tensor& logits, const Tensor& targets) {
              "targets", targets, "i32 [R] on the same device, R = first axis of logits {}", logits);
   const Tensor rows = label_rows(op, targets, V), ids = targets.contiguous(), input = logits.contiguous();
   const int64_t n = rows.dim(0);
-  const auto make = [&](const Shape& shape) { return empty(shape, logits.dtype(), logits.device()); };
-  const Tensor loss = make({}), nll = make({R}), row_max = make({n}), inv_sum = make({n});
+  const auto make = [&](const Shape& shape, DType dtype) { return empty(shape, dtype, logits.device()); };
+  const DType dtype = logits.dtype(), acc = acc_dtype(dtype);
+  const Tensor loss = make({}, dtype), nll = make({R}, dtype), row_max = make({n}, acc), inv_sum = make({n}, acc);
   const Tensor argmax = empty({R}, DType::i32, logits.device());
   op.launch<kernels::CrossEntropyFwd>(logits, [&]<class T>(kernels::CrossEntropyFwd<T>& a) {
     a = {input.data<T>(),
@@ -48,8 +50,8 @@ CrossEntropy cross_entropy(const Tensor& logits, const Tensor& targets) {
          rows.data<int32_t>(),
          loss.data<T>(),
          nll.data<T>(),
-         row_max.data<T>(),
-         inv_sum.data<T>(),
+         row_max.data<acc_t<T>>(),
+         inv_sum.data<acc_t<T>>(),
          argmax.data<int32_t>(),
          R,
          V,
@@ -62,8 +64,8 @@ CrossEntropy cross_entropy(const Tensor& logits, const Tensor& targets) {
       a = {logits->data<T>(),
            targets->data<int32_t>(),
            rows.data<int32_t>(),
-           row_max.data<T>(),
-           inv_sum.data<T>(),
+           row_max.data<acc_t<T>>(),
+           inv_sum.data<acc_t<T>>(),
            dloss.defined() ? dloss.data<T>() : nullptr,
            dnll.defined() ? dnll.data<T>() : nullptr,
            dlogits.data<T>(),

@@ -25,7 +25,8 @@ template <class T>
 struct CrossEntropyFwd {
   const T* logits;
   const int32_t *targets, *rows;
-  T *loss, *nll, *row_max, *inv_sum;
+  T *loss, *nll;
+  acc_t<T>*row_max, *inv_sum;
   int32_t* argmax;
   int64_t R, V, n;
 };
@@ -34,14 +35,19 @@ template <class T>
 struct CrossEntropyBwd {
   const T* logits;
   const int32_t *targets, *rows;
-  const T *row_max, *inv_sum, *dloss, *dnll;
+  const acc_t<T>*row_max, *inv_sum;
+  const T *dloss, *dnll;
   T* dlogits;
   int64_t R, V, n;
 };
 template <class T>
 void run(Cpu, const CrossEntropyFwd<T>&);
 template <class T>
+void run(Cuda, const CrossEntropyFwd<T>&);
+template <class T>
 void run(Cpu, const CrossEntropyBwd<T>&);
+template <class T>
+void run(Cuda, const CrossEntropyBwd<T>&);
 
 }  // namespace kernels
 }  // namespace margay

@@ -52,6 +52,8 @@ struct Dropout {
 };
 template <class T>
 void run(Cpu, const Dropout<T>&);
+template <class T>
+void run(Cuda, const Dropout<T>&);
 
 }  // namespace kernels
 }  // namespace margay

@@ -11,6 +11,7 @@ const Op embedding_op{"embedding", [] {
                             {.inputs = {real({7, 5}), ids({2, 3}, 0, 7)}, .call = call},
                             {.inputs = {real({5, 3}), ids({1400}, 1, 4)}, .call = call, .name = "frequent rows"},
                             {.inputs = {real({8, 64}), ids({300}, 0, 8)}, .call = call, .name = "several pieces"},
+                            {.inputs = {real({3, 600}), ids({130}, 0, 3)}, .call = call, .name = "rows over pieces"},
                             {.inputs = {real({3, 83}), ids({9}, 0, 3)}, .call = call, .name = "odd width"},
                             {.inputs = {real({1, 1}), ids({}, 0, 1)}, .call = call, .name = "one id"},
                             {.inputs = {real({4, 0}), ids({3}, 0, 4)}, .call = call, .name = "width 0"},

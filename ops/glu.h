@@ -68,7 +68,11 @@ struct GluBwd {
 template <class T>
 void run(Cpu, const GluFwd<T>&);
 template <class T>
+void run(Cuda, const GluFwd<T>&);
+template <class T>
 void run(Cpu, const GluBwd<T>&);
+template <class T>
+void run(Cuda, const GluBwd<T>&);
 
 }  // namespace kernels
 }  // namespace margay

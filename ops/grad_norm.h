@@ -39,7 +39,11 @@ struct ClipCoefficient {
 template <class T>
 void run(Cpu, const GlobalNorm<T>&);
 template <class T>
+void run(Cuda, const GlobalNorm<T>&);
+template <class T>
 void run(Cpu, const ClipCoefficient<T>&);
+template <class T>
+void run(Cuda, const ClipCoefficient<T>&);
 
 }  // namespace kernels
 }  // namespace margay

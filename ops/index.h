@@ -88,13 +88,23 @@ struct AddAlong {
 template <class T>
 void run(Cpu, const CheckIndex<T>&);
 template <class T>
+void run(Cuda, const CheckIndex<T>&);
+template <class T>
 void run(Cpu, const TakeIndex<T>&);
+template <class T>
+void run(Cuda, const TakeIndex<T>&);
 template <class T>
 void run(Cpu, const AddIndex<T>&);
 template <class T>
+void run(Cuda, const AddIndex<T>&);
+template <class T>
 void run(Cpu, const TakeAlong<T>&);
 template <class T>
+void run(Cuda, const TakeAlong<T>&);
+template <class T>
 void run(Cpu, const AddAlong<T>&);
+template <class T>
+void run(Cuda, const AddAlong<T>&);
 
 }  // namespace kernels
 }  // namespace margay

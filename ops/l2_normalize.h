@@ -29,7 +29,11 @@ struct L2NormalizeBwd {
 template <class T>
 void run(Cpu, const L2NormalizeFwd<T>&);
 template <class T>
+void run(Cuda, const L2NormalizeFwd<T>&);
+template <class T>
 void run(Cpu, const L2NormalizeBwd<T>&);
+template <class T>
+void run(Cuda, const L2NormalizeBwd<T>&);
 
 }  // namespace kernels
 }  // namespace margay

@@ -24,6 +24,8 @@ struct FindLabels {
 };
 template <class T>
 void run(Cpu, const FindLabels<T>&);
+template <class T>
+void run(Cuda, const FindLabels<T>&);
 
 }  // namespace kernels
 }  // namespace margay

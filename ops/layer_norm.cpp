@@ -12,9 +12,9 @@ const Op layer_norm_op{
         const Shape row{x[x.ndim() - 1]};
         return Sample{.inputs = {real(x), real(row), real(row)}, .call = call, .name = std::move(name)};
       };
-      return Samples{sample({2, 3, 8}, ""),       sample({5, 37}, "odd width"), sample({600, 3}, "several pieces"),
-                     sample({4, 1}, "width 1"),   sample({37}, "one row"),      sample({0, 4}, "no rows"),
-                     sample({3, 0}, "no columns")};
+      return Samples{sample({2, 3, 8}, ""),          sample({5, 37}, "odd width"), sample({600, 3}, "several pieces"),
+                     sample({2, 1100}, "long rows"), sample({4, 1}, "width 1"),    sample({37}, "one row"),
+                     sample({0, 4}, "no rows"),      sample({3, 0}, "no columns")};
     }};
 
 const Op add_layer_norm_op{

@@ -40,7 +40,11 @@ struct LayerNormBwd {
 template <class T>
 void run(Cpu, const LayerNormFwd<T>&);
 template <class T>
+void run(Cuda, const LayerNormFwd<T>&);
+template <class T>
 void run(Cpu, const LayerNormBwd<T>&);
+template <class T>
+void run(Cuda, const LayerNormBwd<T>&);
 
 }  // namespace kernels
 }  // namespace margay

@@ -18,6 +18,8 @@ struct OneHot {
 };
 template <class T>
 void run(Cpu, const OneHot<T>&);
+template <class T>
+void run(Cuda, const OneHot<T>&);
 
 }  // namespace kernels
 }  // namespace margay

@@ -108,6 +108,7 @@ Samples samples(Function function) {
     return Sample{.inputs = {distinct(shape)}, .call = call, .name = std::move(name)};
   };
   return {sample({3, 37}, 1, false, "rows"),
+          sample({2, 1100}, 1, false, "long rows"),
           sample({5, 1, 67}, {0, 1}, true, "columns"),
           sample({2, 3, 5}, 1, true, "middle axis"),
           sample({2, 3, 4, 5}, {-1, 1}, false, "axes that are not neighbours"),
@@ -219,7 +220,8 @@ Tensor norm2(const Tensor& x, const Axes& axes, bool keepdim) {
   const Plan plan = make_plan(norm2_op, x, axes, keepdim, false);
   const Tensor y = reduce(norm2_op, plan, Reduction::norm2).y;
   return norm2_op.record(y, {x}, [x = Saved(x), y = Saved(y), kept = plan.kept](const Tensor& dy) {
-    const Tensor factor = masked_fill(div(dy, *y), equal(*y, 0), 0);
+    // Comparisons have no kernel for bf16.
+    const Tensor factor = masked_fill(div(dy, *y), equal(y->to(acc_dtype(y->dtype())), 0), 0);
     return Tensors{mul(*x, as_kept(factor, kept))};
   });
 }

@@ -48,7 +48,7 @@ namespace kernels {
 
 enum class Reduction { sum, mean, max, logsumexp, var, norm2 };
 
-/// What a stretch of a row contributes.
+/// What a stretch of a row contributes; T is an accumulator.
 template <class T>
 struct ReducePartial {
   T value,
@@ -74,9 +74,9 @@ struct ReduceFwd {
     const int64_t length = inner == 1 ? kRowStretch : kColumnStretch;
     return (n + length - 1) / length;
   }
-  /// Bytes of the workspace: ReducePartial [outer, stretches], or T [outer, stretches, inner] where inner > 1.
+  /// Bytes of the workspace: ReducePartial [outer, stretches], or acc_t<T> [outer, stretches, inner] where inner > 1.
   static int64_t workspace_bytes(int64_t outer, int64_t n, int64_t inner) {
-    const auto size = static_cast<int64_t>(inner == 1 ? sizeof(ReducePartial<T>) : sizeof(T));
+    const auto size = static_cast<int64_t>(inner == 1 ? sizeof(ReducePartial<acc_t<T>>) : sizeof(acc_t<T>));
     return stretches(n, inner) <= 1 ? 0 : checked_multiply(size * outer, stretches(n, inner) * inner);
   }
 };
@@ -98,9 +98,15 @@ struct CumsumFwd {
 template <class T>
 void run(Cpu, const ReduceFwd<T>&);
 template <class T>
+void run(Cuda, const ReduceFwd<T>&);
+template <class T>
 void run(Cpu, const MaxBwd<T>&);
 template <class T>
+void run(Cuda, const MaxBwd<T>&);
+template <class T>
 void run(Cpu, const CumsumFwd<T>&);
+template <class T>
+void run(Cuda, const CumsumFwd<T>&);
 
 }  // namespace kernels
 }  // namespace margay

@@ -32,7 +32,11 @@ struct RmsNormBwd {
 template <class T>
 void run(Cpu, const RmsNormFwd<T>&);
 template <class T>
+void run(Cuda, const RmsNormFwd<T>&);
+template <class T>
 void run(Cpu, const RmsNormBwd<T>&);
+template <class T>
+void run(Cuda, const RmsNormBwd<T>&);
 
 }  // namespace kernels
 }  // namespace margay

@@ -32,7 +32,11 @@ struct RmsNormGatedBwd {
 template <class T>
 void run(Cpu, const RmsNormGatedFwd<T>&);
 template <class T>
+void run(Cuda, const RmsNormGatedFwd<T>&);
+template <class T>
 void run(Cpu, const RmsNormGatedBwd<T>&);
+template <class T>
+void run(Cuda, const RmsNormGatedBwd<T>&);
 
 }  // namespace kernels
 }  // namespace margay

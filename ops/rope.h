@@ -40,6 +40,8 @@ struct Rope {
 };
 template <class T>
 void run(Cpu, const Rope<T>&);
+template <class T>
+void run(Cuda, const Rope<T>&);
 
 }  // namespace kernels
 }  // namespace margay

@@ -14,7 +14,8 @@ Samples samples(Tensor (*function)(const Tensor&, int)) {
   };
   return {sample({2, 3, 37}, -1, "odd width"),    sample({3, 5, 4}, 1, "middle axis"),
           sample({600, 2}, -1, "several pieces"), sample({6, 1}, -1, "width 1"),
-          sample({0, 4}, -1, "no rows"),          sample({3, 0}, 1, "no columns")};
+          sample({2, 1100}, -1, "long rows"),     sample({0, 4}, -1, "no rows"),
+          sample({3, 0}, 1, "no columns")};
 }
 
 const Op softmax_op{"softmax", [] { return samples(softmax); }};

@@ -35,7 +35,11 @@ struct SoftmaxBwd {
 template <class T>
 void run(Cpu, const SoftmaxFwd<T>&);
 template <class T>
+void run(Cuda, const SoftmaxFwd<T>&);
+template <class T>
 void run(Cpu, const SoftmaxBwd<T>&);
+template <class T>
+void run(Cuda, const SoftmaxBwd<T>&);
 
 }  // namespace kernels
 }  // namespace margay
