@@ -119,7 +119,10 @@ Added read_added(const JsonObject& file, bool normalize, Vocabulary& vocabulary)
       added.end_of_text = token.id;
     }
     const bool normalized = item.flag("normalized", !special);
-    if (normalized && normalize) token.content = nfc(token.content).text;
+    if (normalized && normalize) {
+      token.content = nfc(token.content).text;
+      vocabulary.bytes[static_cast<size_t>(token.id)] = token.content;
+    }
     (normalized ? added.normalized : added.raw).push_back(std::move(token));
   }
   return added;
