@@ -28,6 +28,8 @@ struct ArgSort {
 };
 template <class T>
 void run(Cpu, const ArgSort<T>&);
+template <class T>
+void run(Cuda, const ArgSort<T>&);
 
 }  // namespace kernels
 }  // namespace margay

@@ -115,13 +115,18 @@ struct CausalAttentionBwd {
   /// The workspace holds the scratch of the pieces, dk and dv of the groups, and dbeta of the units.
   int64_t partials_begin() const { return Tiling::pieces(units()) * scratch_size(); }
   int64_t dbeta_begin() const { return partials_begin() + (groups() > 1 ? units() * partial_size() : 0); }
-  int64_t workspace_size() const { return dbeta_begin() + units(); }
+  /// On the GPU: two numbers of each query.
+  int64_t workspace_size() const { return std::max(dbeta_begin() + units(), 2 * shape.B * shape.H * shape.Lq); }
 };
 
 template <class T>
 void run(Cpu, const CausalAttentionFwd<T>&);
 template <class T>
+void run(Cuda, const CausalAttentionFwd<T>&);
+template <class T>
 void run(Cpu, const CausalAttentionBwd<T>&);
+template <class T>
+void run(Cuda, const CausalAttentionBwd<T>&);
 
 }  // namespace kernels
 }  // namespace margay

@@ -67,7 +67,11 @@ struct Conv1dCausalBwd {
 template <class T>
 void run(Cpu, const Conv1dCausalFwd<T>&);
 template <class T>
+void run(Cuda, const Conv1dCausalFwd<T>&);
+template <class T>
 void run(Cpu, const Conv1dCausalBwd<T>&);
+template <class T>
+void run(Cuda, const Conv1dCausalBwd<T>&);
 
 }  // namespace kernels
 }  // namespace margay

@@ -93,7 +93,11 @@ int64_t fft_conv_size(int64_t L, int64_t K);
 template <class T>
 void run(Cpu, const FftConvFwd<T>&);
 template <class T>
+void run(Cuda, const FftConvFwd<T>&);
+template <class T>
 void run(Cpu, const FftConvBwd<T>&);
+template <class T>
+void run(Cuda, const FftConvBwd<T>&);
 
 }  // namespace kernels
 }  // namespace margay

@@ -92,13 +92,23 @@ struct GatedDeltaRuleBwd : DeltaRuleInputs<T> {
     const DeltaRuleShape& s = this->shape;
     return s.state_size() * (DeltaRuleShape::kChunk + 2) + (s.dv + s.f) * DeltaRuleShape::kChunk;
   }
-  int64_t workspace_size() const { return this->shape.pieces(scratch_size()) * scratch_size(); }
+  /// On the GPU, of every token of every head: gradients of q, of k as what is read and as what is written, and of the
+  /// decay; residuals and their gradients. And what the state after the last token adds to that of the decay.
+  int64_t gpu_size() const {
+    const DeltaRuleShape& s = this->shape;
+    return s.heads() * (s.T * (3 * s.f + 2 * s.dv + 1) + s.f);
+  }
+  int64_t workspace_size() const { return std::max(this->shape.pieces(scratch_size()) * scratch_size(), gpu_size()); }
 };
 
 template <class T>
 void run(Cpu, const GatedDeltaRuleFwd<T>&);
 template <class T>
+void run(Cuda, const GatedDeltaRuleFwd<T>&);
+template <class T>
 void run(Cpu, const GatedDeltaRuleBwd<T>&);
+template <class T>
+void run(Cuda, const GatedDeltaRuleBwd<T>&);
 
 }  // namespace kernels
 }  // namespace margay

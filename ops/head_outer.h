@@ -45,7 +45,11 @@ struct HeadProduct {
 template <class T>
 void run(Cpu, const HeadOuter<T>&);
 template <class T>
+void run(Cuda, const HeadOuter<T>&);
+template <class T>
 void run(Cpu, const HeadProduct<T>&);
+template <class T>
+void run(Cuda, const HeadProduct<T>&);
 
 }  // namespace kernels
 }  // namespace margay

@@ -140,14 +140,23 @@ struct LandmarkAttentionBwd : LandmarkAttentionCall<T> {
   /// The workspace holds the scratch of the pieces, the gradients of the groups, and dbias and dbeta of the units.
   int64_t partials_begin() const { return pieces() * scratch_size(); }
   int64_t sums_begin() const { return partials_begin() + (groups() > 1 ? units() * partial_size() : 0); }
-  int64_t workspace_size() const { return sums_begin() + 2 * units(); }
+  /// On the GPU: three numbers of each query, and of each block that it retrieves.
+  int64_t gpu_size() const {
+    const LandmarkShape& s = this->shape;
+    return 3 * s.B * s.H * s.Lq * (1 + (this->blocks ? this->K : s.M));
+  }
+  int64_t workspace_size() const { return std::max(sums_begin() + 2 * units(), gpu_size()); }
   int64_t lists_total() const { return pieces() * this->lists_size(); }
 };
 
 template <class T>
 void run(Cpu, const LandmarkAttentionFwd<T>&);
 template <class T>
+void run(Cuda, const LandmarkAttentionFwd<T>&);
+template <class T>
 void run(Cpu, const LandmarkAttentionBwd<T>&);
+template <class T>
+void run(Cuda, const LandmarkAttentionBwd<T>&);
 
 }  // namespace kernels
 }  // namespace margay

@@ -28,10 +28,13 @@ struct LandmarkChoice {
   int64_t pieces() const { return LandmarkShape::pieces(units(), scratch_size()); }
   /// Of a piece: transposed landmarks, products, and the largest ones of each query.
   int64_t scratch_size() const { return (shape.dh + kRows) * kColumns + shape.tile * count; }
-  int64_t workspace_size() const { return pieces() * scratch_size(); }
+  /// On the GPU: the largest ones of all queries.
+  int64_t workspace_size() const { return std::max(pieces() * scratch_size(), shape.B * shape.H * shape.Lq * count); }
 };
 template <class T>
 void run(Cpu, const LandmarkChoice<T>&);
+template <class T>
+void run(Cuda, const LandmarkChoice<T>&);
 
 }  // namespace kernels
 }  // namespace margay

@@ -66,7 +66,11 @@ struct LandmarkPoolBwd {
 template <class T>
 void run(Cpu, const LandmarkPoolFwd<T>&);
 template <class T>
+void run(Cuda, const LandmarkPoolFwd<T>&);
+template <class T>
 void run(Cpu, const LandmarkPoolBwd<T>&);
+template <class T>
+void run(Cuda, const LandmarkPoolBwd<T>&);
 
 }  // namespace kernels
 }  // namespace margay

@@ -103,7 +103,9 @@ struct LinearAttentionFwd {
     const LinearAttentionShape& s = shape;
     return s.mapped_keys_size() + (2 * s.f + s.features() + LinearAttentionShape::kTile) * kLanes;
   }
-  int64_t workspace_size() const { return shape.pieces(scratch_size()) * scratch_size(); }
+  /// On the GPU: features of queries and keys, and results before they are normalised, of all tokens.
+  int64_t gpu_size() const { return shape.heads() * shape.T * (2 * shape.features() + shape.state_columns()); }
+  int64_t workspace_size() const { return std::max(shape.pieces(scratch_size()) * scratch_size(), gpu_size()); }
 };
 
 template <class T>
@@ -128,13 +130,19 @@ struct LinearAttentionBwd {
     const LinearAttentionShape& s = shape;
     return s.mapped_keys_size() + (3 * s.f + s.dv + 2 * s.features() + 2 * LinearAttentionShape::kTile) * kLanes;
   }
-  int64_t workspace_size() const { return shape.pieces(scratch_size()) * scratch_size(); }
+  /// On the GPU: features of queries and keys, their gradients, and cotangents, of all tokens.
+  int64_t gpu_size() const { return shape.heads() * shape.T * (4 * shape.features() + shape.state_columns()); }
+  int64_t workspace_size() const { return std::max(shape.pieces(scratch_size()) * scratch_size(), gpu_size()); }
 };
 
 template <class T>
 void run(Cpu, const LinearAttentionFwd<T>&);
 template <class T>
+void run(Cuda, const LinearAttentionFwd<T>&);
+template <class T>
 void run(Cpu, const LinearAttentionBwd<T>&);
+template <class T>
+void run(Cuda, const LinearAttentionBwd<T>&);
 
 }  // namespace kernels
 }  // namespace margay

@@ -74,7 +74,10 @@ struct SelectiveScanFwd {
   static int64_t piece_size(const ScanShape& s) {
     return 2 * s.states * s.piece_width() + 3 * ScanShape::kChunk * ScanShape::kBlock;
   }
-  static int64_t workspace_size(const ScanShape& s) { return s.pieces() * piece_size(s); }
+  /// On the GPU: the states between chunks.
+  static int64_t workspace_size(const ScanShape& s) {
+    return std::max(s.pieces() * piece_size(s), s.batch * s.channels * s.states);
+  }
 };
 
 /// Gradients of undefined arguments are null, and so may be the cotangent of the final states.
@@ -96,13 +99,24 @@ struct SelectiveScanBwd {
   static int64_t partials_size(const ScanShape& s) {
     return s.channel_pieces() > 1 ? 2 * s.channel_pieces() * s.batch * s.length * s.states : 0;
   }
-  static int64_t workspace_size(const ScanShape& s) { return s.pieces() * piece_size(s) + partials_size(s); }
+  /// On the GPU: what the CPU has in sums_size() and for the states, of every sequence, and dB and dC of every block of
+  /// channels.
+  static int64_t gpu_size(const ScanShape& s) {
+    return 2 * s.batch * s.channels * (s.states + 1) + 2 * s.blocks() * s.batch * s.length * s.states;
+  }
+  static int64_t workspace_size(const ScanShape& s) {
+    return std::max(s.pieces() * piece_size(s) + partials_size(s), gpu_size(s));
+  }
 };
 
 template <class T>
 void run(Cpu, const SelectiveScanFwd<T>&);
 template <class T>
+void run(Cuda, const SelectiveScanFwd<T>&);
+template <class T>
 void run(Cpu, const SelectiveScanBwd<T>&);
+template <class T>
+void run(Cuda, const SelectiveScanBwd<T>&);
 
 }  // namespace kernels
 }  // namespace margay

@@ -89,15 +89,22 @@ struct SsdBwd {
   static int64_t partials_size(const SsdShape& s) {
     return s.head_pieces() > 1 ? 2 * s.head_pieces() * s.batch * s.length * s.states : 0;
   }
+  /// On the GPU: gradients of C_t and of step_t B_t, and of the decay, for every token of every head, and what the
+  /// states after the last token add to that of the decay.
+  static int64_t gpu_size(const SsdShape& s) { return s.batch * s.heads * (s.length * (2 * s.states + 1) + s.states); }
   static int64_t workspace_size(const SsdShape& s) {
-    return s.pieces() * piece_size(s) + sums_size(s) + partials_size(s);
+    return std::max(s.pieces() * piece_size(s) + sums_size(s) + partials_size(s), gpu_size(s));
   }
 };
 
 template <class T>
 void run(Cpu, const SsdFwd<T>&);
 template <class T>
+void run(Cuda, const SsdFwd<T>&);
+template <class T>
 void run(Cpu, const SsdBwd<T>&);
+template <class T>
+void run(Cuda, const SsdBwd<T>&);
 
 }  // namespace kernels
 }  // namespace margay

@@ -25,6 +25,8 @@ struct TopKFwd {
 };
 template <class T>
 void run(Cpu, const TopKFwd<T>&);
+template <class T>
+void run(Cuda, const TopKFwd<T>&);
 
 }  // namespace kernels
 }  // namespace margay

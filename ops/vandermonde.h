@@ -78,11 +78,19 @@ struct SsmSteps {
 template <class T>
 void run(Cpu, const VandermondeFwd<T>&);
 template <class T>
+void run(Cuda, const VandermondeFwd<T>&);
+template <class T>
 void run(Cpu, const VandermondeBwd<T>&);
+template <class T>
+void run(Cuda, const VandermondeBwd<T>&);
 template <class T>
 void run(Cpu, const Discretize<T>&);
 template <class T>
+void run(Cuda, const Discretize<T>&);
+template <class T>
 void run(Cpu, const SsmSteps<T>&);
+template <class T>
+void run(Cuda, const SsmSteps<T>&);
 
 }  // namespace kernels
 }  // namespace margay

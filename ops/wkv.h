@@ -70,13 +70,20 @@ struct WkvBwd {
   static constexpr int64_t kSaved = 7;
   static int64_t piece_size() { return kSaved * WkvShape::kChunk * WkvShape::kBlock; }
   static int64_t sums_size(const WkvShape& s) { return s.sequence_pieces() * 2 * s.channels; }
-  static int64_t workspace_size(const WkvShape& s) { return s.pieces() * piece_size() + sums_size(s); }
+  /// On the GPU: dw and du of every sequence.
+  static int64_t workspace_size(const WkvShape& s) {
+    return std::max(s.pieces() * piece_size() + sums_size(s), 2 * s.batch * s.channels);
+  }
 };
 
 template <class T>
 void run(Cpu, const WkvFwd<T>&);
 template <class T>
+void run(Cuda, const WkvFwd<T>&);
+template <class T>
 void run(Cpu, const WkvBwd<T>&);
+template <class T>
+void run(Cuda, const WkvBwd<T>&);
 
 }  // namespace kernels
 }  // namespace margay
