@@ -124,7 +124,7 @@ Tensors pull_back(const Call& call, const Tensor& y, const Tensor& lse, const Te
     a.dk_strides = head_strides(dk);
     a.dv_strides = head_strides(dv);
     a.dbeta = dbeta.defined() ? dbeta.data<T>() : nullptr;
-    workspace = empty({a.workspace_size()}, acc_dtype(dtype), device);
+    workspace = empty({a.workspace_size(device.type)}, acc_dtype(dtype), device);
     a.workspace = workspace.data<acc_t<T>>();
   });
   return {dq, dk, dv, dbeta};

@@ -116,7 +116,9 @@ struct CausalAttentionBwd {
   int64_t partials_begin() const { return Tiling::pieces(units()) * scratch_size(); }
   int64_t dbeta_begin() const { return partials_begin() + (groups() > 1 ? units() * partial_size() : 0); }
   /// On the GPU: two numbers of each query.
-  int64_t workspace_size() const { return std::max(dbeta_begin() + units(), 2 * shape.B * shape.H * shape.Lq); }
+  int64_t workspace_size(DeviceType device) const {
+    return device == DeviceType::cuda ? 2 * shape.B * shape.H * shape.Lq : dbeta_begin() + units();
+  }
 };
 
 template <class T>

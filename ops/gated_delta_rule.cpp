@@ -146,7 +146,7 @@ Tensors pull_back(const Call& call, const Tensor& states, const Tensor& dy, cons
     a.dlog_decay = data_or_null<T>(dlog_decay);
     a.dbeta = data_or_null<T>(dbeta);
     a.dinitial = data_or_null<acc_t<T>>(dinitial);
-    workspace = empty({a.workspace_size()}, sums, device);
+    workspace = empty({a.workspace_size(device.type)}, sums, device);
     a.workspace = workspace.data<acc_t<T>>();
   });
   return {rows[0], rows[1], rows[2], dlog_decay, dbeta, dinitial};

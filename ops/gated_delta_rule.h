@@ -98,7 +98,9 @@ struct GatedDeltaRuleBwd : DeltaRuleInputs<T> {
     const DeltaRuleShape& s = this->shape;
     return s.heads() * (s.T * (3 * s.f + 2 * s.dv + 1) + s.f);
   }
-  int64_t workspace_size() const { return std::max(this->shape.pieces(scratch_size()) * scratch_size(), gpu_size()); }
+  int64_t workspace_size(DeviceType device) const {
+    return device == DeviceType::cuda ? gpu_size() : this->shape.pieces(scratch_size()) * scratch_size();
+  }
 };
 
 template <class T>

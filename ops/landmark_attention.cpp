@@ -158,7 +158,7 @@ struct Scratch {
 
   template <class T, class Args>
   void give(Args& a, const Tensor& like) {
-    floats = empty({a.workspace_size()}, acc_dtype(like.dtype()), like.device());
+    floats = empty({a.workspace_size(like.device().type)}, acc_dtype(like.dtype()), like.device());
     integers = empty({a.lists_total()}, DType::i32, like.device());
     a.workspace = floats.data<acc_t<T>>();
     a.lists = integers.data<int32_t>();

@@ -100,7 +100,7 @@ struct LandmarkAttentionFwd : LandmarkAttentionCall<T> {
     const int64_t dh = this->shape.dh, width = LandmarkShape::padded(this->columns()), rows = this->rows();
     return dh * width + 2 * rows * dh + rows * width + width + 2 * this->shape.tile;
   }
-  int64_t workspace_size() const { return pieces() * scratch_size(); }
+  int64_t workspace_size(DeviceType) const { return pieces() * scratch_size(); }
   int64_t lists_total() const { return pieces() * this->lists_size(); }
 };
 
@@ -145,7 +145,9 @@ struct LandmarkAttentionBwd : LandmarkAttentionCall<T> {
     const LandmarkShape& s = this->shape;
     return 3 * s.B * s.H * s.Lq * (1 + (this->blocks ? this->K : s.M));
   }
-  int64_t workspace_size() const { return std::max(sums_begin() + 2 * units(), gpu_size()); }
+  int64_t workspace_size(DeviceType device) const {
+    return device == DeviceType::cuda ? gpu_size() : sums_begin() + 2 * units();
+  }
   int64_t lists_total() const { return pieces() * this->lists_size(); }
 };
 

@@ -70,7 +70,7 @@ Tensor landmark_choice(const Tensor& q, const Tensor& landmarks, int64_t seq_len
          .blocks = blocks.data<int32_t>(),
          .workspace = nullptr};
     a.shape.cut();
-    workspace = empty({a.workspace_size()}, acc_dtype(q.dtype()), q.device());
+    workspace = empty({a.workspace_size(q.device().type)}, acc_dtype(q.dtype()), q.device());
     a.workspace = workspace.data<acc_t<T>>();
   });
   return blocks;

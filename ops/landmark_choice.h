@@ -29,7 +29,9 @@ struct LandmarkChoice {
   /// Of a piece: transposed landmarks, products, and the largest ones of each query.
   int64_t scratch_size() const { return (shape.dh + kRows) * kColumns + shape.tile * count; }
   /// On the GPU: the largest ones of all queries.
-  int64_t workspace_size() const { return std::max(pieces() * scratch_size(), shape.B * shape.H * shape.Lq * count); }
+  int64_t workspace_size(DeviceType device) const {
+    return device == DeviceType::cuda ? shape.B * shape.H * shape.Lq * count : pieces() * scratch_size();
+  }
 };
 template <class T>
 void run(Cpu, const LandmarkChoice<T>&);

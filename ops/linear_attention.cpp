@@ -137,7 +137,7 @@ Tensors pull_back(const Call& call, const Tensor& y, const Tensor& inverse, cons
     a.dv_strides = head_strides(rows[2]);
     a.dstates = dstates.data<acc_t<T>>();
     a.dinitial = data_or_null<acc_t<T>>(dinitial);
-    workspace = empty({a.workspace_size()}, sums, y.device());
+    workspace = empty({a.workspace_size(y.device().type)}, sums, y.device());
     a.workspace = workspace.data<acc_t<T>>();
   });
   return {rows[0], rows[1], rows[2], dinitial};
@@ -163,7 +163,7 @@ LinearAttentionResult attend(const Tensor& q, const Tensor& k, const Tensor& v, 
     a.inverse = data_or_null<acc_t<T>>(inverse);
     a.states = states.data<acc_t<T>>();
     a.final = data_or_null<acc_t<T>>(final);
-    workspace = empty({a.workspace_size()}, sums, device);
+    workspace = empty({a.workspace_size(device.type)}, sums, device);
     a.workspace = workspace.data<acc_t<T>>();
   });
   Tensors outputs{y};

@@ -105,7 +105,9 @@ struct LinearAttentionFwd {
   }
   /// On the GPU: features of queries and keys, and results before they are normalised, of all tokens.
   int64_t gpu_size() const { return shape.heads() * shape.T * (2 * shape.features() + shape.state_columns()); }
-  int64_t workspace_size() const { return std::max(shape.pieces(scratch_size()) * scratch_size(), gpu_size()); }
+  int64_t workspace_size(DeviceType device) const {
+    return device == DeviceType::cuda ? gpu_size() : shape.pieces(scratch_size()) * scratch_size();
+  }
 };
 
 template <class T>
@@ -132,7 +134,9 @@ struct LinearAttentionBwd {
   }
   /// On the GPU: features of queries and keys, their gradients, and cotangents, of all tokens.
   int64_t gpu_size() const { return shape.heads() * shape.T * (4 * shape.features() + shape.state_columns()); }
-  int64_t workspace_size() const { return std::max(shape.pieces(scratch_size()) * scratch_size(), gpu_size()); }
+  int64_t workspace_size(DeviceType device) const {
+    return device == DeviceType::cuda ? gpu_size() : shape.pieces(scratch_size()) * scratch_size();
+  }
 };
 
 template <class T>

@@ -111,7 +111,7 @@ Tensors pull_back(const Call& call, const Tensor& checkpoints, const VjpContext&
                           gradient(call.z), gradient(call.delta_bias), gradient(call.initial)};
   Tensor workspace;
   op.launch<kernels::SelectiveScanBwd>(u, [&]<class T>(kernels::SelectiveScanBwd<T>& a) {
-    workspace = empty({a.workspace_size(call.shape)}, acc_dtype(u.dtype()), u.device());
+    workspace = empty({a.workspace_size(call.shape, u.device().type)}, acc_dtype(u.dtype()), u.device());
     const auto pointer = [&](size_t i) { return gradients[i].defined() ? gradients[i].data<T>() : nullptr; };
     a = {.in = call.inputs<T>(),
          .checkpoints = checkpoints.data<acc_t<T>>(),

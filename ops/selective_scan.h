@@ -104,8 +104,8 @@ struct SelectiveScanBwd {
   static int64_t gpu_size(const ScanShape& s) {
     return 2 * s.batch * s.channels * (s.states + 1) + 2 * s.blocks() * s.batch * s.length * s.states;
   }
-  static int64_t workspace_size(const ScanShape& s) {
-    return std::max(s.pieces() * piece_size(s) + partials_size(s), gpu_size(s));
+  static int64_t workspace_size(const ScanShape& s, DeviceType device) {
+    return device == DeviceType::cuda ? gpu_size(s) : s.pieces() * piece_size(s) + partials_size(s);
   }
 };
 

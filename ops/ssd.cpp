@@ -100,7 +100,7 @@ Tensors pull_back(const Call& call, const Tensor& checkpoints, const VjpContext&
                dinitial = call.initial->defined() ? empty_like(call.initial) : Tensor();
   Tensor workspace;
   op.launch<kernels::SsdBwd>(x, [&]<class T>(kernels::SsdBwd<T>& a) {
-    workspace = empty({a.workspace_size(call.shape)}, acc_dtype(x.dtype()), x.device());
+    workspace = empty({a.workspace_size(call.shape, x.device().type)}, acc_dtype(x.dtype()), x.device());
     a = {.in = call.inputs<T>(),
          .checkpoints = checkpoints.data<acc_t<T>>(),
          .dy = dy.data<T>(),

@@ -92,8 +92,8 @@ struct SsdBwd {
   /// On the GPU: gradients of C_t and of step_t B_t, and of the decay, for every token of every head, and what the
   /// states after the last token add to that of the decay.
   static int64_t gpu_size(const SsdShape& s) { return s.batch * s.heads * (s.length * (2 * s.states + 1) + s.states); }
-  static int64_t workspace_size(const SsdShape& s) {
-    return std::max(s.pieces() * piece_size(s) + sums_size(s) + partials_size(s), gpu_size(s));
+  static int64_t workspace_size(const SsdShape& s, DeviceType device) {
+    return device == DeviceType::cuda ? gpu_size(s) : s.pieces() * piece_size(s) + sums_size(s) + partials_size(s);
   }
 };
 
