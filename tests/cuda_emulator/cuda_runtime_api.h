@@ -11,7 +11,7 @@
 #define __global__
 #define __device__
 #define __host__
-#define __shared__ static thread_local
+#define __shared__ static
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 

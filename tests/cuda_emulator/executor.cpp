@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <exception>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <vector>
 
@@ -24,10 +25,12 @@ struct Fiber {
   unsigned thread = 0;
 };
 
-/// One block at a time, on the host's thread that launched it.
+/// One block at a time, on the host's thread that launched it. Shared memory is static and not a thread's own: glibc takes
+/// a thread's own memory out of its stack, which a small stack does not have room for.
 class Executor {
  public:
   void run(dim3 grid, dim3 block, const std::function<void()>& thread) {
+    const std::lock_guard lock(one_grid_);
     thread_ = &thread;
     gridDim = grid;
     blockDim = block;
@@ -148,6 +151,7 @@ class Executor {
     threadIdx = {thread % blockDim.x, thread / blockDim.x % blockDim.y, thread / (blockDim.x * blockDim.y)};
   }
 
+  std::mutex one_grid_;
   const std::function<void()>* thread_ = nullptr;
   unsigned threads_ = 0, started_ = 0;
   bool descending_ = false;
@@ -158,7 +162,7 @@ class Executor {
   ucontext_t scheduler_;
 };
 
-thread_local Executor executor;
+Executor executor;
 
 void Executor::enter() { executor.run_threads(*executor.running_); }
 

@@ -13,14 +13,14 @@ struct dim3 {
   constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 
-// Of the thread that runs now.
-inline thread_local uint3 threadIdx, blockIdx;
-inline thread_local dim3 blockDim, gridDim;
+// Of the thread that runs now, the only one: see run().
+inline uint3 threadIdx, blockIdx;
+inline dim3 blockDim, gridDim;
 inline constexpr int warpSize = 32;
 
 namespace cuda_emulator {
 
-/// Runs `thread` once for every thread of the grid. Throws std::logic_error where the threads of a block cannot go on,
+/// Runs `thread` once for every thread of the grid, one grid at a time whoever launches it. Throws std::logic_error where the threads of a block cannot go on,
 /// since some wait at one barrier and some at another.
 void run(dim3 grid, dim3 block, const std::function<void()>& thread);
 
