@@ -104,14 +104,17 @@ CachingAllocator::Allocation CachingAllocator::allocate(size_t bytes) {
   split(block, size);
   block->op = &op;
   block->asked = static_cast<int64_t>(bytes);
+  const int64_t peak = counters_.peak;
   add(counters_, block->asked);
   add(op, block->asked);
+  is_at_peak_ = is_at_peak_ || counters_.peak > peak;
   allow(block->begin, bytes);
   return {block->begin, block};
 }
 
 void CachingAllocator::free(Allocation allocation) noexcept {
   const std::lock_guard lock(mutex_);
+  keep_peak();
   Block* block = allocation.block;
   counters_.live -= block->asked;
   std::exchange(block->op, nullptr)->live -= block->asked;
@@ -204,9 +207,33 @@ std::map<std::string, MemoryCounters> CachingAllocator::counters_by_op() const {
   return {by_op_.begin(), by_op_.end()};
 }
 
+std::map<std::string, int64_t> CachingAllocator::live_at_peak() const {
+  const std::lock_guard lock(mutex_);
+  const auto live = is_at_peak_ ? live_by_op() : at_peak_;
+  return {live.begin(), live.end()};
+}
+
+std::unordered_map<std::string_view, int64_t> CachingAllocator::live_by_op() const {
+  std::unordered_map<std::string_view, int64_t> live;
+  for (const auto& [op, counters] : by_op_)
+    if (counters.live > 0) live[op] = counters.live;
+  return live;
+}
+
+// What is live at a peak stays so until the first block is freed.
+void CachingAllocator::keep_peak() noexcept {
+  if (!std::exchange(is_at_peak_, false)) return;
+  try {
+    at_peak_ = live_by_op();
+  } catch (...) {  // no memory left for statistics
+    at_peak_.clear();
+  }
+}
+
 void CachingAllocator::reset_peak() {
   const std::lock_guard lock(mutex_);
   counters_.peak = counters_.live;
+  is_at_peak_ = true;
   for (auto& [op, counters] : by_op_) counters.peak = counters.live;
 }
 

@@ -63,6 +63,8 @@ class CachingAllocator {
   MemoryCounters counters() const;
   /// Live and peak bytes by the op that allocated them; peak is each op's own.
   std::map<std::string, MemoryCounters> counters_by_op() const;
+  /// Live bytes by op at the moment of the peak.
+  std::map<std::string, int64_t> live_at_peak() const;
   /// Lets `peak` start again from what is live now.
   void reset_peak();
   /// Gives segments with nothing live in them back to the system.
@@ -82,6 +84,8 @@ class CachingAllocator {
   Block* take_segment(size_t bytes, bool small);
   Block* make_block();
   void retire(Block* block) noexcept;
+  std::unordered_map<std::string_view, int64_t> live_by_op() const;
+  void keep_peak() noexcept;
   void* reserve(size_t bytes, size_t& length);
   void split(Block* block, size_t bytes);
   Block* merge(Block* block);
@@ -95,6 +99,8 @@ class CachingAllocator {
   Block* spare_ = nullptr;  // blocks that stand for no memory now, linked by `next`
   MemoryCounters counters_;
   std::unordered_map<std::string_view, MemoryCounters> by_op_;
+  std::unordered_map<std::string_view, int64_t> at_peak_;  // live bytes, kept by the first event after the peak
+  bool is_at_peak_ = false;
 };
 
 /// Names the op that memory is booked under while the scope lives. `name` must outlive the process's allocations:

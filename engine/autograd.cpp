@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "engine/error.h"
+#include "engine/profiler.h"
 #include "engine/tensor_impl.h"
 
 namespace margay {
@@ -158,6 +159,7 @@ void Graph::backward(const Tensor& root, const Tensor& seed, bool retain_graph) 
     throw OpError("backward", "seed", describe(root), describe(seed));
   const NoGrad no_grad;
   const OpScope scope("backward");
+  const ProfileScope profile("backward");
   Walk walk{.retain_graph = retain_graph};
   const Node::Edge edge = edge_of(root);
   deliver(*edge.node, edge, seed.defined() ? seed.detach() : full(root.shape(), 1, root.dtype(), root.device()), walk);
@@ -212,10 +214,15 @@ void Graph::run(Node& node, Walk& walk) {
   }
   {
     const OpScope scope(node.op_);
+    const ProfileScope profile(node.op_, ScopeKind::op);
     gradients = node.vjp_(VjpContext(cotangents, destinations, std::span<const bool>(wanted.get(), inputs)));
   }
   if (gradients.size() != inputs)
     throw std::logic_error(fmt::format("{}: {} gradients for {} inputs", node.op_, gradients.size(), inputs));
+  if (Profiler* const profiler = Profiler::current()) {
+    profiler->add_bytes(node.op_, cotangents);
+    profiler->add_bytes(node.op_, gradients);
+  }
   if (!walk.retain_graph) {
     node.released_ = true;
     node.vjp_ = nullptr;

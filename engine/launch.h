@@ -1,6 +1,7 @@
 #pragma once
 #include "engine/op.h"
 #include "engine/parallel.h"
+#include "engine/profiler.h"
 
 namespace margay {
 
@@ -56,6 +57,7 @@ bool on_devices(const Tensor& like, const Fill& fill, Types<Ds...>) {
 template <template <class> class Args, class Fill>
 void Op::launch(const Tensor& like, const Fill& fill) const {
   const OpScope scope(name_);
+  const ProfileScope profile(name_, ScopeKind::op);
   if (!launching::on_devices<Args>(like, fill, launching::Devices{}))
     fail("device", "one with a kernel for it", describe(like));
 }

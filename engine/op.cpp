@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "engine/profiler.h"
+
 namespace margay {
 namespace {
 
@@ -60,6 +62,10 @@ void Op::book(std::span<const Tensor> outputs, std::span<const Tensor> inputs) c
       return input.defined() && input.storage() == output.storage();
     });
     if (!view) output.storage()->book_under(name_);
+  }
+  if (Profiler* const profiler = Profiler::current()) {
+    profiler->add_bytes(name_, inputs);
+    profiler->add_bytes(name_, outputs);
   }
 }
 

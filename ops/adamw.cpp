@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "engine/launch.h"
+#include "engine/profiler.h"
 
 namespace margay {
 namespace {
@@ -75,6 +76,13 @@ void adamw_step(std::span<const Tensor> params, std::span<const Tensor> grads, s
   op.launch<kernels::AdamW>(params[0], [&]<class T>(kernels::AdamW<T>& a) {
     a = {table.data(), static_cast<int64_t>(table.size()), blocks, hyper.data<double>(), options};
   });
+  if (Profiler* const profiler = Profiler::current()) {
+    profiler->add_bytes(op.name(), gradients);
+    for (const std::span<const Tensor> changed : {params, m, v}) {  // read and written
+      profiler->add_bytes(op.name(), changed);
+      profiler->add_bytes(op.name(), changed);
+    }
+  }
 }
 
 }  // namespace margay

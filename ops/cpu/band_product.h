@@ -4,6 +4,7 @@
 #include <cstring>
 #include <utility>
 
+#include "engine/flop_counter.h"
 #include "ops/cpu/gemm_kernel.h"
 #include "ops/cpu/simd.h"
 
@@ -126,8 +127,19 @@ void band_columns(const BandProduct<T>& p, int64_t column, int64_t lanes = 0) {
   for (; row < p.rows; ++row) band_block<T, layout, 1, V, partial>(p, row, column, lanes);
 }
 
+template <class T>
+int64_t flops_of(const BandProduct<T>& p) {
+  int64_t factors = 0;  // of A, inside the band
+  for (int64_t row = 0; row < p.rows; ++row) {
+    const int64_t begin = std::max<int64_t>(0, row + p.band.low), end = std::min(p.depth, row + p.band.high + 1);
+    factors += std::max<int64_t>(0, end - begin);
+  }
+  return 2 * factors * p.columns;
+}
+
 template <Layout layout, class T>
 void band_product(const BandProduct<T>& p) {
+  if (FlopCounter::active()) FlopCounter::add(flops_of(p));
   constexpr int64_t width = blas::kLanes<T>;
   constexpr bool many_registers = blas::kRegisterBytes == 64;  // 32, else 16: for sums, a row of B and a factor
   int64_t column = 0;

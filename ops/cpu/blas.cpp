@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "engine/flop_counter.h"
+
 #ifdef MARGAY_OPENBLAS
 #include <cblas.h>
 #else
@@ -97,6 +99,7 @@ void gemm(bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, T alpha, 
   if (m == 0 || n == 0) return;
   const bool fetch = rows == Rows::distant;
   if (k == 0 || alpha == T(0)) return scale(m, n, beta, c, ldc);
+  FlopCounter::add(2 * m * n * k);
   const Product<T> product{m, n, k, alpha, a, lda, b, ldb, {c, ldc, beta}, c, ldc, fetch, fetch};
   in_tiles(m, n, k) ? in_tiles(trans_a, trans_b, product) : library_gemm(trans_a, trans_b, product);
 }
@@ -105,8 +108,10 @@ template <class T>
 void gemm_bias(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b, int64_t ldb, const T* bias, T* c,
                int64_t ldc, Rows rows) {
   const bool fetch = rows == Rows::distant;
-  if (bias && k > 0 && in_tiles(m, n, k))
+  if (bias && k > 0 && in_tiles(m, n, k)) {
+    FlopCounter::add(2 * m * n * k);
     return multiply<T, false, true>({m, n, k, T(1), a, lda, b, ldb, {bias, 0, T(1)}, c, ldc, fetch, fetch});
+  }
   if (bias)
     for (int64_t i = 0; i < m; ++i) std::copy_n(bias, n, c + i * ldc);
   gemm<T>(false, true, m, n, k, T(1), a, lda, b, ldb, bias ? T(1) : T(0), c, ldc, rows);

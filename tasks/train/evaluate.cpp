@@ -8,6 +8,7 @@
 
 #include "engine/autograd.h"
 #include "engine/parallel.h"
+#include "engine/profiler.h"
 
 namespace margay {
 namespace {
@@ -66,7 +67,11 @@ LossInputs loss_inputs(const Batch& batch, Device device) {
 void add_gradients(const LanguageModel& model, const Batch& batch, int64_t all_labels, const Tensor& rng,
                    LossSum& sum) {
   const LossInputs inputs = loss_inputs(batch, model.device());
-  const LinearCrossEntropy result = model.loss(inputs.ids, inputs.rows, inputs.targets, rng);
+  const auto forward = [&] {
+    const ProfileScope profile("forward");
+    return model.loss(inputs.ids, inputs.rows, inputs.targets, rng);
+  };
+  const LinearCrossEntropy result = forward();
   const double share = static_cast<double>(batch.labels) / static_cast<double>(all_labels);
   result.loss.backward(full(result.loss.shape(), share, result.loss.dtype(), result.loss.device()));
   const Scores scores = scores_of(batch, result);

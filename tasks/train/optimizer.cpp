@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "engine/error.h"
+#include "engine/profiler.h"
 #include "engine/safetensors.h"
 #include "ops/grad_norm.h"
 #include "tasks/train/model_file.h"
@@ -23,6 +24,7 @@ Optimizer::Optimizer(const Parameters& parameters, const TrainConfig& config) : 
 }
 
 double Optimizer::update(int64_t step, double lr) {
+  const ProfileScope profile("optimizer");
   const NoGrad no_grad;
   Tensors gradients;
   for (const Tensor& value : values_) gradients.push_back(value.grad());

@@ -10,6 +10,7 @@
 #include "engine/device.h"
 #include "engine/error.h"
 #include "engine/parallel.h"
+#include "engine/profiler.h"
 #include "tasks/registry.h"
 #include "tasks/train/model_file.h"
 #include "tasks/train/schedule.h"
@@ -66,6 +67,7 @@ double Trainer::seconds_since_start() const {
 }
 
 int64_t Trainer::make_batches() {
+  const ProfileScope profile("data");
   const TrainConfig& train = config_.train;
   const int64_t size = train.batch_size, all = size * train.grad_accumulation;
   const int64_t left = steps_per_epoch_ > 0 ? std::min(all, config_.task.train_examples - state_.next_example) : all;
@@ -95,6 +97,7 @@ int64_t Trainer::make_batches() {
 }
 
 Metrics Trainer::step() {
+  const ProfileScope profile("step");
   const Clock::time_point begin = Clock::now();
   const TrainState before = state_;
   Metrics metrics;
@@ -139,6 +142,7 @@ Metrics Trainer::take_step() {
 }
 
 Evaluation Trainer::evaluate() {
+  const ProfileScope profile("evaluation");
   const Evaluation evaluation = margay::evaluate(model_, *task_, Split::test, config_.train.batch_size);
   if (!std::isfinite(evaluation.loss)) {
     throw DivergedError(fmt::format("the test loss became {} after step {}", evaluation.loss, state_.step));

@@ -4,6 +4,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <string>
 #include <thread>
 #include <utility>
@@ -200,6 +201,28 @@ TEST_CASE("counters, in all and by op") {
   allocator.free(b);
   CHECK(allocator.counters().live == 0);
   CHECK(allocator.counters_by_op()["embedding"].live == 0);
+}
+
+TEST_CASE("the peak is remembered by op, however memory is freed after it") {
+  FakeSource::Log log;
+  CachingAllocator allocator = make(log);
+  const auto allocate = [&](std::string_view op, size_t bytes) {
+    const OpScope scope(op);
+    return allocator.allocate(bytes);
+  };
+  using Bytes = std::map<std::string, int64_t>;
+  const auto a = allocate("matmul", 500), b = allocate("softmax", 200);
+  CHECK(allocator.live_at_peak() == Bytes{{"matmul", 500}, {"softmax", 200}});
+  allocator.free(b);
+  const auto c = allocate("other", 100);
+  CHECK(allocator.live_at_peak() == Bytes{{"matmul", 500}, {"softmax", 200}});
+  const auto d = allocate("linear", 300);
+  CHECK(allocator.live_at_peak() == Bytes{{"matmul", 500}, {"other", 100}, {"linear", 300}});
+  allocator.free(a);
+  allocator.reset_peak();
+  CHECK(allocator.live_at_peak() == Bytes{{"other", 100}, {"linear", 300}});
+  allocator.free(c);
+  allocator.free(d);
 }
 
 TEST_CASE("an op's result is booked under the op, but not the memory of an input that it is a view of") {

@@ -324,6 +324,22 @@ TEST_CASE("command: --quiet says nothing, and runs get folders of their own") {
         content(dir.file("runs/mqar-64-cat/checkpoint/model.safetensors")));
 }
 
+TEST_CASE("command: train writes a profile, and says at once where it cannot") {
+  const TempDir dir;
+  const std::string file = dir.file("trace.json");
+  const Ended ended = train(dir, {"--profile", file, "--profile-steps", "2"});
+  REQUIRE(ended.code == 0);
+  for (const char* part : {"2 steps", "causal_attention, backward", "of limit", "memory at the peak"})
+    CHECK_MESSAGE(ended.out.find(part) != std::string::npos, part);
+  std::ifstream stream(file);
+  const Json trace = Json::parse(stream);
+  CHECK(trace["traceEvents"].size() > 20);
+
+  const TempDir other;
+  check_error(train(other, {"--profile", other.file("no/such/trace.json")}), 5, "trace.json");
+  CHECK(!fs::exists(other.file("run")));
+}
+
 TEST_CASE("command: divergence is exit 4 and keeps the last checkpoint") {
   const TempDir dir;
   check_error(train(dir, {"train.lr=1e30", "train.checkpoint_every=1", "train.eval_every=100"}), 4, "at step");

@@ -3,11 +3,15 @@
 #include <filesystem>
 #include <optional>
 
+#include "engine/atomic_file.h"
 #include "engine/autograd.h"
+#include "engine/error.h"
 #include "tasks/presets.h"
+#include "tasks/train/profile.h"
 #include "tasks/train/run.h"
 #include "tools/margay/progress.h"
 #include "tools/margay/signals.h"
+#include "tools/margay/terminal.h"
 #include "tools/margay/text.h"
 #include "tools/margay/verbs.h"
 
@@ -16,12 +20,16 @@ namespace {
 
 namespace fs = std::filesystem;
 
+constexpr int64_t kStepsBeforeProfile = 5;  // memory is fresh, caches are cold
+
 struct TrainOptions {
   std::string source;
   std::vector<std::string> overrides;
   std::string folder;
   bool resume = false, quiet = false, anomaly = false;
   std::optional<int64_t> seed;
+  std::string profile;
+  int64_t profile_steps = 20;
   Device device;
 };
 
@@ -36,8 +44,12 @@ bool parse(const Arguments& arguments, TrainOptions& options) {
   line.device_and_threads(options.device);
   line.flag("--quiet", options.quiet, "print errors only");
   line.flag("--anomaly", options.anomaly, "stop at the first op that makes a NaN or infinity, and name it (slower)");
+  line.option("--profile FILE", options.profile,
+              "write where time and memory of some steps go: a trace for ui.perfetto.dev; prints a table of ops");
+  line.option("--profile-steps N", options.profile_steps, 1, "steps of the profile, after five others [20]");
   line.example("margay train mqar-64-cat", "into runs/mqar-64-cat");
   line.example("margay train mqar-64-cat train.lr=4e-3 model.cat.conv_width=4 --out runs/wider", "");
+  line.example("margay train mqar-64-cat --profile trace.json train.steps=25", "what is slow, and what takes memory?");
   line.example("margay train mqar-64-cat --out runs/mqar-64-cat --resume", "go on with what Ctrl-C or a crash stopped");
   return line.parse(arguments);
 }
@@ -58,11 +70,15 @@ std::string default_folder(const std::string& source, bool resume) {
   }
 }
 
-std::string result_line(const TrainState& state, const std::string& folder) {
+std::string result_line(RunEnd end, const TrainState& state, const std::string& folder) {
+  if (end == RunEnd::was_finished) return fmt::format("{} is finished already", folder);
+  const std::string steps = with_commas(state.step);
+  if (end == RunEnd::stopped)
+    return fmt::format("stopped at step {}; --resume --out {} goes on from there", steps, folder);
   const std::string test =
       state.test ? fmt::format(", test loss {:.4f}, test accuracy {}", state.test->loss, percent(state.test->accuracy))
                  : "";
-  return fmt::format("{} steps in {:.1f} s{}; see {}/report.svg", with_commas(state.step), state.seconds, test, folder);
+  return fmt::format("{} steps in {:.1f} s{}; see {}/report.svg", steps, state.seconds, test, folder);
 }
 
 int run(const Arguments& arguments) {
@@ -77,19 +93,21 @@ int run(const Arguments& arguments) {
   if (options.anomaly) anomaly.emplace();
   note_stop_signals();
   Progress progress(fs::path(options.source).stem().string(), options.folder, options.quiet);
-  switch (train_in_folder(config, {options.folder, options.resume, options.device}, progress)) {
-    case RunEnd::was_finished:
-      progress.finish(fmt::format("{} is finished already", options.folder));
-      return 0;
-    case RunEnd::stopped:
-      progress.finish(fmt::format("stopped at step {}; --resume --out {} goes on from there",
-                                  with_commas(progress.state().step), options.folder));
-      return 128 + stop_signal();
-    case RunEnd::finished:
-      break;
+  std::optional<ProfiledTraining> profiled;
+  std::optional<Profile> profile;
+  if (!options.profile.empty()) {
+    write_file_atomically(options.profile, "");  // a path that cannot be written is known now, not after the training
+    profiled.emplace(progress, kStepsBeforeProfile, options.profile_steps);
   }
-  progress.finish(result_line(progress.state(), options.folder));
-  return 0;
+  TrainObserver& observer = profiled ? static_cast<TrainObserver&>(*profiled) : progress;
+  const RunEnd end = train_in_folder(config, {options.folder, options.resume, options.device}, observer);
+  if (profiled && end != RunEnd::was_finished) {
+    profile = profiled->finish();
+    write_file_atomically(options.profile, to_chrome_trace(*profile));
+  }
+  progress.finish(result_line(end, progress.state(), options.folder));
+  if (profile && !options.quiet) print_out(to_text(*profile));
+  return end == RunEnd::stopped ? 128 + stop_signal() : 0;
 }
 
 }  // namespace
