@@ -36,10 +36,12 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
   const int64_t rows = x.shape().without(x.ndim() - 1).numel();
   const Tensor input = x.contiguous(), matrix = weight.contiguous(), addend = bias.defined() ? bias.contiguous() : bias;
   const Tensor y = empty(shape, x.dtype(), x.device());
+  const Precision precision = product_precision();
   op.launch<kernels::LinearFwd>(x, [&]<class T>(kernels::LinearFwd<T>& a) {
-    a = {input.data<T>(), matrix.data<T>(), addend.defined() ? addend.data<T>() : nullptr, y.data<T>(), rows, N, K};
+    const T* const start = addend.defined() ? addend.data<T>() : nullptr;
+    a = {input.data<T>(), matrix.data<T>(), start, y.data<T>(), rows, N, K, precision};
   });
-  const auto vjp = [x = Saved(input), weight = Saved(matrix), rows, N, K](const VjpContext& context) {
+  const auto vjp = [x = Saved(input), weight = Saved(matrix), rows, N, K, precision](const VjpContext& context) {
     const Shape shapes[] = {x->shape(), weight->shape(), {N}};
     Tensors gradients(3);
     for (size_t i = 0; i < 3; ++i) {
@@ -64,7 +66,8 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
            workspace.data<acc_t<T>>(),
            rows,
            N,
-           K};
+           K,
+           precision};
     });
     return gradients;
   };

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "engine/op.h"
+#include "ops/precision.h"
 
 namespace margay {
 
@@ -17,6 +18,7 @@ struct LinearFwd {
   const T *x, *weight, *bias;  // bias: null if there is none
   T* y;
   int64_t rows, N, K;
+  Precision precision = Precision::f32;  // of the CPU's products of floats
 };
 /// Gradients that are null are not wanted; an `add_` flag asks for the gradient to be added to what is there.
 template <class T>
@@ -26,6 +28,7 @@ struct LinearBwd {
   bool add_dx, add_dweight, add_dbias;
   acc_t<T>* workspace;
   int64_t rows, N, K;
+  Precision precision = Precision::f32;
 
   /// Groups of rows whose weight gradients are summed apart. 1 if the rows are few, or N K so large that the weight
   /// gradient is cut instead.

@@ -58,6 +58,7 @@ LinearCrossEntropy linear_cross_entropy(const Tensor& h, const Tensor& weight, c
   const Tensor argmax = empty({R}, DType::i32, h.device());
   const Tensor workspace = make({LinearCrossEntropyFwd<float>::workspace_size(n, V, d)});
   const Tensor best = empty({LinearCrossEntropyFwd<float>::best_size(n, V, d)}, DType::i32, h.device());
+  const Precision precision = product_precision();
   op.launch<LinearCrossEntropyFwd>(h, [&]<class T>(LinearCrossEntropyFwd<T>& a) {
     a = {input.data<T>(),
          matrix.data<T>(),
@@ -74,10 +75,11 @@ LinearCrossEntropy linear_cross_entropy(const Tensor& h, const Tensor& weight, c
          R,
          V,
          d,
-         n};
+         n,
+         precision};
   });
-  const auto vjp = [hidden = Saved(hidden), weight = Saved(matrix), targets = Saved(ids), rows, row_max, inv_sum,
-                    R](const VjpContext& context) {
+  const auto vjp = [hidden = Saved(hidden), weight = Saved(matrix), targets = Saved(ids), rows, row_max, inv_sum, R,
+                    precision](const VjpContext& context) {
     const int64_t n = hidden->dim(0), d = hidden->dim(1), V = weight->dim(0);
     const Tensor &dloss = context.cotangent(0), &dnll = context.cotangent(1);
     Tensor dh, dweight = context.destination(1);
@@ -102,7 +104,8 @@ LinearCrossEntropy linear_cross_entropy(const Tensor& h, const Tensor& weight, c
            R,
            V,
            d,
-           n};
+           n,
+           precision};
     });
     return Tensors{dh, dweight, {}};
   };

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "ops/cross_entropy.h"
+#include "ops/precision.h"
 
 namespace margay {
 
@@ -50,6 +51,7 @@ struct LinearCrossEntropyFwd {
   T* workspace;
   int32_t* best;  // [word groups, n]
   int64_t R, V, d, n;
+  Precision precision = Precision::f32;  // of the CPU's products of floats
 
   static int64_t best_size(int64_t n, int64_t V, int64_t d) { return LossPieces(n, V, d).word_groups * n; }
   /// Elements: maximum and sum of each row in each group of words, the rows' target logits, a block for each group.
@@ -70,6 +72,7 @@ struct LinearCrossEntropyBwd {
   bool add_dweight;
   T* workspace;
   int64_t R, V, d, n;
+  Precision precision = Precision::f32;
 
   /// Elements: each group's block, its part of a round's dh and, with several groups of rows, of dweight.
   static int64_t workspace_size(int64_t n, int64_t V, int64_t d) {

@@ -60,7 +60,7 @@ Stack stack_of(const Tensor& tensor, const Shape& batch) {
 
 // out (+)= left * right, summed over the leading axes that out, whose own are `kept`, does not have.
 void multiply(const Tensor& out, bool add, Shape kept, const Stack& left, const Stack& right, const Shape& batch,
-              int64_t m, int64_t n, int64_t k) {
+              int64_t m, int64_t n, int64_t k, Precision precision) {
   while (kept.ndim() < batch.ndim()) {  // aligned from the last axis, as in any broadcast
     Shape longer{1};
     for (const int64_t size : kept) longer.push_back(size);
@@ -88,7 +88,8 @@ void multiply(const Tensor& out, bool add, Shape kept, const Stack& left, const 
             own.sizes,
             summed.sizes,
             add,
-            workspace.data<acc_t<T>>()};
+            workspace.data<acc_t<T>>(),
+            precision};
   });
 }
 
@@ -112,7 +113,7 @@ Problem problem_of(const Tensor& a, const Tensor& b) {
   return p;
 }
 
-Tensors gradients(const VjpContext& context, const Tensor& a, const Tensor& b) {
+Tensors gradients(const VjpContext& context, const Tensor& a, const Tensor& b, Precision precision) {
   const Problem p = problem_of(a, b);
   const Tensor& dy = context.cotangent();
   Shape shape = p.batch;
@@ -126,12 +127,12 @@ Tensors gradients(const VjpContext& context, const Tensor& a, const Tensor& b) {
   if (context.wanted(0)) {
     result[0] = destination(0, a);
     multiply(result[0], context.destination(0).defined(), leading(p.a.shape()), dc, stack_of(p.b, p.batch).flipped(),
-             p.batch, p.m, p.k, p.n);
+             p.batch, p.m, p.k, p.n, precision);
   }
   if (context.wanted(1)) {
     result[1] = destination(1, b);
     multiply(result[1], context.destination(1).defined(), leading(p.b.shape()), stack_of(p.a, p.batch).flipped(), dc,
-             p.batch, p.k, p.n, p.m);
+             p.batch, p.k, p.n, p.m, precision);
   }
   return result;
 }
@@ -149,9 +150,11 @@ Tensor matmul(const Tensor& a, const Tensor& b) {
   if (a.ndim() > 1) shape.push_back(a.dim(-2));
   if (b.ndim() > 1) shape.push_back(b.dim(-1));
   const Tensor c = empty(shape, a.dtype(), a.device());
-  multiply(c, false, p.batch, stack_of(p.a, p.batch), stack_of(p.b, p.batch), p.batch, p.m, p.n, p.k);
-  return op.record(c, {a, b},
-                   [a = Saved(a), b = Saved(b)](const VjpContext& context) { return gradients(context, a, b); });
+  const Precision precision = product_precision();
+  multiply(c, false, p.batch, stack_of(p.a, p.batch), stack_of(p.b, p.batch), p.batch, p.m, p.n, p.k, precision);
+  return op.record(c, {a, b}, [a = Saved(a), b = Saved(b), precision](const VjpContext& context) {
+    return gradients(context, a, b, precision);
+  });
 }
 
 }  // namespace margay

@@ -1,6 +1,7 @@
 #include "ops/cpu/blas.h"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "engine/flop_counter.h"
 
@@ -13,6 +14,7 @@
 #pragma GCC diagnostic pop
 #endif
 
+#include "ops/cpu/bf16_gemm.h"
 #include "ops/cpu/gemm_kernel.h"
 
 namespace margay::blas {
@@ -91,39 +93,51 @@ void in_tiles(bool trans_a, bool trans_b, const Product<T>& p) {
   }
 }
 
+// Rounding and packing the factors has to be outweighed by the products that use them.
+template <class T>
+bool in_bf16(Precision precision, int64_t m, int64_t n, int64_t k) {
+  if (!std::is_same_v<T, float> || precision != Precision::bf16) return false;
+  return m >= 8 && k >= 16 && m * n * k >= (1 << 15) && bf16_unit() != Bf16Unit::none;
+}
+
+// A product that is not empty, where it is fastest.
+template <class T>
+void dispatch(bool trans_a, bool trans_b, const Product<T>& p, Precision precision) {
+  FlopCounter::add(2 * p.m * p.n * p.k);
+  if constexpr (std::is_same_v<T, float>)
+    if (in_bf16<T>(precision, p.m, p.n, p.k)) return bf16_multiply(bf16_unit(), trans_a, trans_b, p);
+  in_tiles(p.m, p.n, p.k) ? in_tiles(trans_a, trans_b, p) : library_gemm(trans_a, trans_b, p);
+}
+
 }  // namespace
 
 template <class T>
 void gemm(bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, T alpha, const T* a, int64_t lda, const T* b,
-          int64_t ldb, T beta, T* c, int64_t ldc, Rows rows) {
+          int64_t ldb, T beta, T* c, int64_t ldc, Rows rows, Precision precision) {
   if (m == 0 || n == 0) return;
   const bool fetch = rows == Rows::distant;
   if (k == 0 || alpha == T(0)) return scale(m, n, beta, c, ldc);
-  FlopCounter::add(2 * m * n * k);
-  const Product<T> product{m, n, k, alpha, a, lda, b, ldb, {c, ldc, beta}, c, ldc, fetch, fetch};
-  in_tiles(m, n, k) ? in_tiles(trans_a, trans_b, product) : library_gemm(trans_a, trans_b, product);
+  dispatch<T>(trans_a, trans_b, {m, n, k, alpha, a, lda, b, ldb, {c, ldc, beta}, c, ldc, fetch, fetch}, precision);
 }
 
 template <class T>
 void gemm_bias(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b, int64_t ldb, const T* bias, T* c,
-               int64_t ldc, Rows rows) {
-  const bool fetch = rows == Rows::distant;
-  if (bias && k > 0 && in_tiles(m, n, k)) {
-    FlopCounter::add(2 * m * n * k);
-    return multiply<T, false, true>({m, n, k, T(1), a, lda, b, ldb, {bias, 0, T(1)}, c, ldc, fetch, fetch});
-  }
+               int64_t ldc, Rows rows, Precision precision) {
+  const bool fetch = rows == Rows::distant, starts_anywhere = in_bf16<T>(precision, m, n, k) || in_tiles(m, n, k);
+  if (bias && m > 0 && n > 0 && k > 0 && starts_anywhere)
+    return dispatch<T>(false, true, {m, n, k, T(1), a, lda, b, ldb, {bias, 0, T(1)}, c, ldc, fetch, fetch}, precision);
   if (bias)
     for (int64_t i = 0; i < m; ++i) std::copy_n(bias, n, c + i * ldc);
-  gemm<T>(false, true, m, n, k, T(1), a, lda, b, ldb, bias ? T(1) : T(0), c, ldc, rows);
+  gemm<T>(false, true, m, n, k, T(1), a, lda, b, ldb, bias ? T(1) : T(0), c, ldc, rows, precision);
 }
 
 template void gemm(bool, bool, int64_t, int64_t, int64_t, float, const float*, int64_t, const float*, int64_t, float,
-                   float*, int64_t, Rows);
+                   float*, int64_t, Rows, Precision);
 template void gemm(bool, bool, int64_t, int64_t, int64_t, double, const double*, int64_t, const double*, int64_t,
-                   double, double*, int64_t, Rows);
+                   double, double*, int64_t, Rows, Precision);
 template void gemm_bias(int64_t, int64_t, int64_t, const float*, int64_t, const float*, int64_t, const float*, float*,
-                        int64_t, Rows);
+                        int64_t, Rows, Precision);
 template void gemm_bias(int64_t, int64_t, int64_t, const double*, int64_t, const double*, int64_t, const double*,
-                        double*, int64_t, Rows);
+                        double*, int64_t, Rows, Precision);
 
 }  // namespace margay::blas

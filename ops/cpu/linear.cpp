@@ -34,11 +34,12 @@ void column_sums(const T* dy, int64_t rows, int64_t N, int64_t begin, int64_t en
 template <class T>
 void separate(Cpu cpu, const LinearBwd<T>& a) {
   if (a.dx) {
-    blas::parallel_gemm(cpu, false, false, a.rows, a.K, a.N, T(1), a.dy, a.N, a.weight, a.K, T(a.add_dx), a.dx, a.K);
+    blas::parallel_gemm(cpu, false, false, a.rows, a.K, a.N, T(1), a.dy, a.N, a.weight, a.K, T(a.add_dx), a.dx, a.K,
+                        a.precision);
   }
   if (a.dweight) {
-    blas::parallel_gemm(cpu, true, false, a.N, a.K, a.rows, T(1), a.dy, a.N, a.x, a.K, T(a.add_dweight), a.dweight,
-                        a.K);
+    blas::parallel_gemm(cpu, true, false, a.N, a.K, a.rows, T(1), a.dy, a.N, a.x, a.K, T(a.add_dweight), a.dweight, a.K,
+                        a.precision);
   }
   if (a.dbias) {
     parallel_ranges(cpu, a.N, 64, [&](int64_t begin, int64_t end) {
@@ -58,8 +59,9 @@ void group_gradients(const LinearBwd<T>& a, int64_t begin, int64_t end, T* dweig
     const bool first = row == begin;
     if (a.dx)
       blas::gemm(false, false, rows, a.K, a.N, T(1), dy, a.N, a.weight, a.K, T(a.add_dx), a.dx + row * a.K, a.K,
-                 Rows::distant);
-    blas::gemm(true, false, a.N, a.K, rows, T(1), dy, a.N, x, a.K, first ? T(0) : T(1), dweight, a.K, where);
+                 Rows::distant, a.precision);
+    blas::gemm(true, false, a.N, a.K, rows, T(1), dy, a.N, x, a.K, first ? T(0) : T(1), dweight, a.K, where,
+               a.precision);
     if (a.dbias) column_sums(dy, rows, a.N, 0, a.N, first, dbias);
   }
 }
@@ -72,7 +74,8 @@ void run(Cpu cpu, const LinearFwd<T>& a) {
   parallel_for(cpu, blocks.count(), [&](int64_t index) {
     const auto [row, column, rows, columns] = blocks[index];
     blas::gemm_bias(rows, columns, a.K, a.x + row * a.K, a.K, a.weight + column * a.K, a.K,
-                    a.bias ? a.bias + column : nullptr, a.y + row * a.N + column, a.N, blas::Rows::distant);
+                    a.bias ? a.bias + column : nullptr, a.y + row * a.N + column, a.N, blas::Rows::distant,
+                    a.precision);
   });
 }
 

@@ -28,9 +28,9 @@ void for_stretches(Range range, int64_t step, const Body& body) {
 
 // logits [rows, words], rows kWords apart.
 template <class T>
-void make_logits(const T* hidden, const T* weight, int64_t d, Range rows, Range words, T* logits) {
+void make_logits(const T* hidden, const T* weight, int64_t d, Range rows, Range words, Precision precision, T* logits) {
   blas::gemm(false, true, rows.size(), words.size(), d, T(1), hidden + rows.begin * d, d, weight + words.begin * d, d,
-             T(0), logits, LossPieces::kWords);
+             T(0), logits, LossPieces::kWords, blas::Rows::cached, precision);
 }
 
 // Parts of the forward workspace.
@@ -53,7 +53,7 @@ void forward_group(const LinearCrossEntropyFwd<T>& a, const ForwardParts<T>& par
   for_stretches(rows, LossPieces::kRows, [&](Range block) {
     SoftmaxStats<T> stats[LossPieces::kRows];
     for_stretches(words, LossPieces::kWords, [&](Range chunk) {
-      make_logits(a.hidden, a.weight, a.d, block, chunk, logits);
+      make_logits(a.hidden, a.weight, a.d, block, chunk, a.precision, logits);
       for (int64_t i = block.begin; i < block.end; ++i) {
         const T* const row = logits + (i - block.begin) * LossPieces::kWords;
         stats[i - block.begin].add(row, chunk.size(), chunk.begin);
@@ -129,17 +129,17 @@ void backward_group(const LinearCrossEntropyBwd<T>& a, Range rows, Range words, 
   constexpr int64_t ld = LossPieces::kWords;
   for_stretches(rows, LossPieces::kRows, [&](Range block) {
     for_stretches(words, LossPieces::kWords, [&](Range chunk) {
-      make_logits(a.hidden, a.weight, a.d, block, chunk, logits);
+      make_logits(a.hidden, a.weight, a.d, block, chunk, a.precision, logits);
       logit_gradients(a, block, chunk, logits);
       if (a.dh) {
         const bool first = chunk.begin == words.begin;
         blas::gemm(false, false, block.size(), a.d, chunk.size(), T(1), logits, ld, a.weight + chunk.begin * a.d, a.d,
-                   T(!first), dhidden + (block.begin - rows.begin) * a.d, a.d);
+                   T(!first), dhidden + (block.begin - rows.begin) * a.d, a.d, blas::Rows::cached, a.precision);
       }
       if (a.dweight) {
         const bool first = block.begin == rows.begin && !add_dweight;
         blas::gemm(true, false, chunk.size(), a.d, block.size(), T(1), logits, ld, a.hidden + block.begin * a.d, a.d,
-                   T(!first), dweight + chunk.begin * a.d, a.d);
+                   T(!first), dweight + chunk.begin * a.d, a.d, blas::Rows::cached, a.precision);
       }
     });
   });

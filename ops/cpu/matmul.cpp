@@ -24,7 +24,7 @@ void run(Cpu cpu, const Matmul<T>& p) {
   const int64_t pieces = p.depth_pieces(p.batch, p.summed, p.m, p.n, p.k);
   if (pieces > 1) {
     return blas::split_k_gemm(cpu, pieces, p.a.transposed, p.b.transposed, p.m, p.n, p.k, p.a.data, p.a.ld, p.b.data,
-                              p.b.ld, p.add, p.c, p.workspace);
+                              p.b.ld, p.add, p.c, p.workspace, p.precision);
   }
   const blas::Blocks blocks(p.m, p.n, p.k * summed);
   parallel_for(cpu, count * blocks.count(), [&](int64_t piece) {
@@ -37,7 +37,7 @@ void run(Cpu cpu, const Matmul<T>& p) {
     for (int64_t j = 0; j < summed; ++j) {
       blas::gemm(p.a.transposed, p.b.transposed, rows, columns, p.k, T(1),
                  a + offset_of(j, p.summed, p.a.summed_strides), p.a.ld, b + offset_of(j, p.summed, p.b.summed_strides),
-                 p.b.ld, T(p.add || j > 0), c, p.n);
+                 p.b.ld, T(p.add || j > 0), c, p.n, blas::Rows::cached, p.precision);
     }
   });
 }

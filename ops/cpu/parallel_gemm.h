@@ -39,12 +39,13 @@ struct Blocks {
 /// gemm() on several threads.
 template <class T>
 void parallel_gemm(Cpu cpu, bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, T alpha, const T* a,
-                   int64_t lda, const T* b, int64_t ldb, T beta, T* c, int64_t ldc) {
+                   int64_t lda, const T* b, int64_t ldb, T beta, T* c, int64_t ldc,
+                   Precision precision = Precision::f32) {
   const Blocks blocks(m, n, k);
   parallel_for(cpu, blocks.count(), [&](int64_t index) {
     const auto [row, column, rows, columns] = blocks[index];
     gemm(trans_a, trans_b, rows, columns, k, alpha, a + (trans_a ? row : row * lda), lda,
-         b + (trans_b ? column * ldb : column), ldb, beta, c + row * ldc + column, ldc, Rows::distant);
+         b + (trans_b ? column * ldb : column), ldb, beta, c + row * ldc + column, ldc, Rows::distant, precision);
   });
 }
 
@@ -62,11 +63,12 @@ void sum_parts(Cpu cpu, const T* parts, int64_t count, int64_t stride, int64_t s
 /// are multiplied in parallel into the workspace [pieces, m, n] and then summed in order.
 template <class T>
 void split_k_gemm(Cpu cpu, int64_t pieces, bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, const T* a,
-                  int64_t lda, const T* b, int64_t ldb, bool accumulate, T* c, T* workspace) {
+                  int64_t lda, const T* b, int64_t ldb, bool accumulate, T* c, T* workspace,
+                  Precision precision = Precision::f32) {
   parallel_for(cpu, pieces, [&](int64_t piece) {
     const int64_t begin = piece * k / pieces, end = (piece + 1) * k / pieces;
     gemm(trans_a, trans_b, m, n, end - begin, T(1), a + (trans_a ? begin * lda : begin), lda,
-         b + (trans_b ? begin : begin * ldb), ldb, T(0), workspace + piece * m * n, n, Rows::distant);
+         b + (trans_b ? begin : begin * ldb), ldb, T(0), workspace + piece * m * n, n, Rows::distant, precision);
   });
   sum_parts(cpu, workspace, pieces, m * n, m * n, accumulate, c);
 }

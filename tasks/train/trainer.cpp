@@ -26,8 +26,6 @@ constexpr std::array<std::string_view, 6> kMayChange = {"train.steps",         "
 
 Config checked(const Config& config) {
   validate(config);
-  if (config.train.precision != "f32")
-    throw ConfigError("train.precision must be \"f32\" on this device, got \"bf16\"");
   return config;
 }
 
@@ -43,9 +41,22 @@ void require_same(Config wanted, Config saved, const std::string& checkpoint) {
 
 }  // namespace
 
+Precision training_precision(const TrainConfig& config, Device device, bool cpu_has_bf16) {
+  if (config.precision == "f32") return Precision::f32;
+  if (device.type != DeviceType::cpu)
+    throw ConfigError(fmt::format("train.precision must be \"f32\" on {}, got \"bf16\"", to_string(device)));
+  if (!cpu_has_bf16) {
+    throw ConfigError(
+        "train.precision must be \"f32\" on this CPU, which has neither AMX-BF16 nor AVX512-BF16 instructions, got "
+        "\"bf16\"");
+  }
+  return Precision::bf16;
+}
+
 Trainer::Trainer(const Config& config, Device device)
     : config_(checked(config)),
       device_(device),
+      precision_(training_precision(config.train, device)),
       task_(make_task(config)),
       model_(config.model, static_cast<uint64_t>(config.train.seed), DType::f32, device),
       optimizer_(model_.parameters(), config.train),
@@ -126,6 +137,7 @@ Metrics Trainer::take_step() {
   const int64_t labels = make_batches();
   optimizer_.forget_gradients();  // of a step that diverged
   LossSum sum;
+  const PrecisionScope precision(precision_);
   for (size_t i = 0; i < batches_.size(); ++i) {
     // Each batch of a step draws its dropout masks from a place of its own.
     const int64_t place = state_.step * config_.train.grad_accumulation + static_cast<int64_t>(i);
@@ -143,6 +155,7 @@ Metrics Trainer::take_step() {
 
 Evaluation Trainer::evaluate() {
   const ProfileScope profile("evaluation");
+  const PrecisionScope precision(precision_);
   const Evaluation evaluation = margay::evaluate(model_, *task_, Split::test, config_.train.batch_size);
   if (!std::isfinite(evaluation.loss)) {
     throw DivergedError(fmt::format("the test loss became {} after step {}", evaluation.loss, state_.step));

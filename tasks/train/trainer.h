@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "models/language_model.h"
+#include "ops/precision.h"
 #include "tasks/batch.h"
 #include "tasks/config.h"
 #include "tasks/task.h"
@@ -14,6 +15,10 @@
 #include "tasks/train/optimizer.h"
 
 namespace margay {
+
+/// The precision of the matrix products that `train.precision` asks for. Throws ConfigError where the device, or a CPU
+/// without instructions for it, cannot give it.
+Precision training_precision(const TrainConfig& config, Device device, bool cpu_has_bf16 = cpu_has_bf16_products());
 
 /// A model in training: its weights, the optimiser's moments, and a place in the data. It writes nothing by itself and
 /// can be driven step by step:
@@ -64,6 +69,7 @@ class Trainer {
 
   Config config_;
   Device device_;
+  Precision precision_;
   std::unique_ptr<Task> task_;
   LanguageModel model_;
   Optimizer optimizer_;

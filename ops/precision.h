@@ -1,0 +1,31 @@
+#pragma once
+#include <cstdint>
+
+namespace margay {
+
+/// How matrix products of f32 tensors are computed. bf16: the factors are rounded to bf16 (to the nearest, ties to
+/// even; subnormal numbers count as 0) where the product is large enough for that to pay, by its shape alone; sums and
+/// results stay f32.
+enum class Precision : uint8_t { f32, bf16 };
+
+/// Whether this CPU multiplies bf16: with AMX-BF16, or else AVX512-BF16, on Linux on x86-64. Where it does not, bf16
+/// products are computed in f32.
+bool cpu_has_bf16_products();
+
+/// The precision of the products of linear, matmul and linear_cross_entropy that this thread calls on the CPU, and of
+/// their gradients' products whenever those are made. f32 outside every PrecisionScope.
+Precision product_precision();
+
+/// Sets product_precision() of this thread while it lives.
+class PrecisionScope {
+ public:
+  explicit PrecisionScope(Precision precision);
+  ~PrecisionScope();
+  PrecisionScope(const PrecisionScope&) = delete;
+  PrecisionScope& operator=(const PrecisionScope&) = delete;
+
+ private:
+  Precision before_;
+};
+
+}  // namespace margay
