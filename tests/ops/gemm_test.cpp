@@ -3,12 +3,14 @@
 #include <doctest/doctest.h>
 #include <fmt/format.h>
 
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <vector>
 
 #include "engine/parallel.h"
 #include "engine/rng.h"
+#include "ops/cpu/bf16_gemm.h"
 #include "ops/cpu/parallel_gemm.h"
 
 namespace margay::test {
@@ -84,6 +86,64 @@ void check_all_forms(int64_t m, int64_t n, int64_t k, double alpha, double beta)
       check<double>({trans_a, trans_b, m, n, k, alpha, beta});
     }
   }
+}
+
+// To the nearest bf16, ties to even.
+float rounded(float value) {
+  if (std::isnan(value)) return value;
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  return std::bit_cast<float>((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u);
+}
+Matrix<float> rounded(Matrix<float> matrix) {
+  for (float& value : matrix.data) value = rounded(value);
+  return matrix;
+}
+
+// The ways this CPU has to multiply bf16.
+std::vector<blas::Bf16Unit> bf16_units() {
+  std::vector<blas::Bf16Unit> units;
+  for (const auto unit : {blas::Bf16Unit::avx512, blas::Bf16Unit::amx})
+    if (unit <= blas::bf16_unit()) units.push_back(unit);
+  if (units.empty()) MESSAGE("skipped: this CPU does not multiply bf16");
+  return units;
+}
+
+void check_bf16(blas::Bf16Unit unit, const Case& c) {
+  CAPTURE(static_cast<int>(unit));
+  CAPTURE(c.trans_a);
+  CAPTURE(c.trans_b);
+  CAPTURE(c.m);
+  CAPTURE(c.n);
+  CAPTURE(c.k);
+  CAPTURE(c.beta);
+  const Matrix<float> a(c.trans_a ? c.k : c.m, c.trans_a ? c.m : c.k, 3, 1);
+  const Matrix<float> b(c.trans_b ? c.n : c.k, c.trans_b ? c.k : c.n, 5, 2);
+  Matrix<float> before(c.m, c.n, 7, 3);
+  if (c.beta == 0) std::fill(before.data.begin(), before.data.end(), static_cast<float>(kNan));
+  Matrix<float> after = before;
+  float* const out = after.data.data();
+  const auto alpha = static_cast<float>(c.alpha), beta = static_cast<float>(c.beta);
+  blas::bf16_multiply(unit, c.trans_a, c.trans_b,
+                      {c.m,
+                       c.n,
+                       c.k,
+                       alpha,
+                       a.data.data(),
+                       a.ld,
+                       b.data.data(),
+                       b.ld,
+                       {out, after.ld, beta},
+                       out,
+                       after.ld,
+                       false,
+                       c.m > 100});
+  CHECK(wrong_element(c, rounded(a), rounded(b), before, after) == "");
+}
+
+void check_bf16_forms(int64_t m, int64_t n, int64_t k, double alpha, double beta) {
+  for (const blas::Bf16Unit unit : bf16_units())
+    for (const bool trans_a : {false, true})
+      for (const bool trans_b : {false, true}) check_bf16(unit, {trans_a, trans_b, m, n, k, alpha, beta});
 }
 
 }  // namespace
@@ -182,6 +242,89 @@ TEST_CASE("parallel_gemm and split_k_gemm equal the plain product") {
     blas::split_k_gemm(Cpu{3}, 3, true, false, m, n, k, a.data.data(), a.ld, b.data.data(), b.ld, add, c.data.data(),
                        workspace.data());
     CHECK(wrong_element({true, false, m, n, k, 1, add ? 1.0 : 0.0}, a, b, before, c) == "");
+  }
+}
+
+TEST_CASE("bf16 product: every size around the edges of its tiles, and more than one block") {
+  for (const int64_t m : {1, 2, 15, 16, 17, 33, 70})
+    for (const int64_t n : {1, 3, 16, 31, 32, 70})
+      for (const int64_t k : {1, 2, 15, 17, 32, 33, 70}) check_bf16_forms(m, n, k, 1, 0);
+  check_bf16_forms(300, 40, 20, 1, 1);
+  check_bf16_forms(20, 600, 20, 1, 0);
+  check_bf16_forms(20, 40, 1100, 1, 1);
+}
+
+TEST_CASE("bf16 product: alpha and beta") {
+  for (const double alpha : {1.0, -2.0}) {
+    for (const double beta : {0.0, 1.0, -0.5}) {
+      check_bf16_forms(64, 32, 40, alpha, beta);
+      check_bf16_forms(33, 47, 540, alpha, beta);
+    }
+  }
+}
+
+TEST_CASE("bf16 product: factors are rounded to the nearest, ties to even; NaN and infinity stay") {
+  constexpr float infinity = std::numeric_limits<float>::infinity();
+  const std::vector<float> values = {
+      1.0f,     0x1.01p0f, 0x1.010002p0f, 0x1.03p0f, -0x1.01p0f,   0x1.feffp0f, 0x1.ffp127f, -infinity,
+      infinity, 1e-30f,    -0.0f,         3e38f,     0x1.fcp-100f, -0x1.81p9f,  0x1.7fp-7f,  static_cast<float>(kNan)};
+  const float one = 1;
+  for (const blas::Bf16Unit unit : bf16_units()) {
+    for (const bool trans : {false, true}) {
+      std::vector<float> c(values.size()), d(values.size());
+      const int64_t n = static_cast<int64_t>(values.size()), ld = trans ? n : 1;
+      blas::bf16_multiply(unit, trans, false, {n, 1, 1, 1, values.data(), ld, &one, 1, {c.data(), 1, 0}, c.data(), 1});
+      blas::bf16_multiply(unit, false, !trans,
+                          {1, n, 1, 1, &one, 1, values.data(), trans ? n : 1, {d.data(), n, 0}, d.data(), n});
+      for (size_t i = 0; i < values.size(); ++i) {
+        CAPTURE(values[i]);
+        const float expected = rounded(values[i]);
+        CHECK((std::isnan(expected) ? std::isnan(c[i]) && std::isnan(d[i]) : c[i] == expected && d[i] == expected));
+      }
+    }
+  }
+}
+
+TEST_CASE("gemm and gemm_bias: bf16 where it pays, by the shape alone") {
+  const Matrix<float> a(64, 70, 0, 8), b(50, 70, 0, 9), bias(1, 50, 0, 6);
+  const auto product = [&](int64_t m, Precision precision) {
+    Matrix<float> c(m, 50, 0, 7);
+    blas::gemm(false, true, m, 50, 70, 1.0f, a.data.data(), a.ld, b.data.data(), b.ld, 0.0f, c.data.data(), c.ld,
+               blas::Rows::cached, precision);
+    return c;
+  };
+  const auto biased = [&](Precision precision) {
+    Matrix<float> c(64, 50, 0, 7);
+    blas::gemm_bias(64, 50, 70, a.data.data(), a.ld, b.data.data(), b.ld, bias.data.data(), c.data.data(), c.ld,
+                    blas::Rows::distant, precision);
+    return c;
+  };
+  CHECK(product(4, Precision::bf16).data == product(4, Precision::f32).data);
+  if (bf16_units().empty()) {
+    CHECK(product(64, Precision::bf16).data == product(64, Precision::f32).data);
+    return;
+  }
+  Matrix<float> zeros(64, 50, 0, 7), start = zeros;
+  for (int64_t i = 0; i < 64; ++i)
+    for (int64_t j = 0; j < 50; ++j) zeros.at(i, j) = 0, start.at(i, j) = bias.at(0, j);
+  const Case c{false, true, 64, 50, 70, 1, 1};
+  CHECK(wrong_element(c, rounded(a), rounded(b), zeros, product(64, Precision::bf16)) == "");
+  CHECK(wrong_element(c, rounded(a), rounded(b), start, biased(Precision::bf16)) == "");
+  CHECK(wrong_element(c, a, b, zeros, product(64, Precision::bf16)) != "");
+}
+
+TEST_CASE("bf16 product: the same bits when several threads call at once") {
+  const Matrix<float> a(60, 70, 0, 8), b(50, 70, 0, 9);
+  for (const blas::Bf16Unit unit : bf16_units()) {
+    const auto multiply = [&](std::vector<float>& c) {
+      blas::bf16_multiply(unit, false, true,
+                          {60, 50, 70, 1, a.data.data(), a.ld, b.data.data(), b.ld, {c.data(), 50, 0}, c.data(), 50});
+    };
+    std::vector<float> expected(60 * 50);
+    multiply(expected);
+    std::vector<std::vector<float>> results(32, std::vector<float>(60 * 50));
+    parallel_for(Cpu{4}, 32, [&](int64_t i) { multiply(results[static_cast<size_t>(i)]); });
+    for (const std::vector<float>& result : results) CHECK(result == expected);
   }
 }
 

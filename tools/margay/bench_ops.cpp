@@ -15,6 +15,7 @@
 #include "ops/linear_attention.h"
 #include "ops/linear_cross_entropy.h"
 #include "ops/matmul.h"
+#include "ops/precision.h"
 #include "ops/softmax.h"
 #include "ops/vandermonde.h"
 #include "tools/margay/bench_rows.h"
@@ -23,6 +24,7 @@ namespace margay::cli {
 namespace {
 
 constexpr int64_t kBatch = 64, kLength = 256, kWidth = 64, kVocabulary = 8192, kTokens = kBatch * kLength, kLong = 512;
+constexpr int64_t kWide = 256;
 
 /// Standard normal values that want a gradient.
 Tensor normal(const Shape& shape, Device device) {
@@ -46,7 +48,17 @@ struct OpCase {
   double flops;  // of the forward pass
   std::function<Tensors(Device)> inputs;
   std::function<Tensor(const Tensors&)> call;
+  bool rounds = false;  // consists of products that bf16 makes faster
 };
+
+OpCase in_bf16(OpCase op) {
+  op.name += "-bf16";
+  op.call = [call = op.call](const Tensors& in) {
+    const PrecisionScope precision(Precision::bf16);
+    return call(in);
+  };
+  return op;
+}
 
 std::function<void()> forward_only(const OpCase& op, Device device) {
   return [call = op.call, inputs = op.inputs(device), device] {
@@ -71,19 +83,24 @@ std::function<void()> forward_and_backward(const OpCase& op, Device device) {
 }
 
 std::vector<OpCase> op_cases() {
-  constexpr double tokens = kTokens, d = kWidth, vocabulary = kVocabulary;
+  constexpr double tokens = kTokens, d = kWidth, wide = kWide, vocabulary = kVocabulary;
   constexpr int64_t labels = kBatch * 16, cube = 1024;
   return {
       {"matmul-1024", 0, 2.0 * cube * cube * cube,
        [](Device on) {
          return Tensors{normal({cube, cube}, on), normal({cube, cube}, on)};
        },
-       [](const Tensors& in) { return matmul(in[0], in[1]); }},
+       [](const Tensors& in) { return matmul(in[0], in[1]); }, true},
       {"linear-64x192", kTokens, 2 * tokens * d * 3 * d,
        [](Device on) {
          return Tensors{normal({kTokens, kWidth}, on), normal({3 * kWidth, kWidth}, on), normal({3 * kWidth}, on)};
        },
-       [](const Tensors& in) { return linear(in[0], in[1], in[2]); }},
+       [](const Tensors& in) { return linear(in[0], in[1], in[2]); }, true},
+      {"linear-256x1024", kTokens, 2 * tokens * wide * 4 * wide,
+       [](Device on) {
+         return Tensors{normal({kTokens, kWide}, on), normal({4 * kWide, kWide}, on), normal({4 * kWide}, on)};
+       },
+       [](const Tensors& in) { return linear(in[0], in[1], in[2]); }, true},
       {"layer_norm", kTokens, 0,
        [](Device on) {
          return Tensors{normal({kTokens, kWidth}, on), normal({kWidth}, on), normal({kWidth}, on)};
@@ -137,7 +154,7 @@ std::vector<OpCase> op_cases() {
        [](Device on) {
          return Tensors{normal({labels, kWidth}, on), normal({kVocabulary, kWidth}, on), ids(labels, on)};
        },
-       [](const Tensors& in) { return linear_cross_entropy(in[0], in[1], in[2]).loss; }},
+       [](const Tensors& in) { return linear_cross_entropy(in[0], in[1], in[2]).loss; }, true},
   };
 }
 
@@ -162,7 +179,12 @@ BenchRow adamw_row() {
 
 std::vector<BenchRow> op_rows() {
   std::vector<BenchRow> rows;
+  std::vector<OpCase> ops;
   for (const OpCase& op : op_cases()) {
+    ops.push_back(op);
+    if (op.rounds && cpu_has_bf16_products()) ops.push_back(in_bf16(op));
+  }
+  for (const OpCase& op : ops) {
     rows.push_back(
         {"op/" + op.name + "/forward", op.tokens, op.flops, [op](Device device) { return forward_only(op, device); }});
     rows.push_back({"op/" + op.name + "/forward+backward", op.tokens, 3 * op.flops,

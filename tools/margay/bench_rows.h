@@ -24,7 +24,8 @@ std::vector<BenchRow> training_rows();
 /// mixer/NAME-L1k ... -L64k: forward and backward pass of one mixer of width 64 over one sequence; lcat's blocks are of
 /// the size that is best for the length. decode/NAME-L1k ...: the same mixer's next token after that many.
 std::vector<BenchRow> mixer_rows();
-/// op/NAME: single ops on shapes of those models, `forward` and `forward+backward`.
+/// op/NAME: single ops on shapes of those models, `forward` and `forward+backward`; op/NAME-bf16: with the CPU's matrix
+/// products in bf16, where it has them.
 std::vector<BenchRow> op_rows();
 
 }  // namespace margay::cli

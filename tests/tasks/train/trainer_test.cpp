@@ -255,6 +255,47 @@ TEST_CASE("trainer: a checkpoint of another configuration is refused") {
   Trainer(config).restore(folder);
   config.train.lr = 0.5;
   CHECK_THROWS_WITH_AS(Trainer(config).restore(folder), doctest::Contains("train.lr is 0.5"), ConfigError);
+}
+
+TEST_CASE("trainer: bf16 learns as f32 does, with other bits") {
+  Config config = tiny_config();
+  config.model.d_model = 32;
   config.train.precision = "bf16";
-  CHECK_THROWS_AS(Trainer{config}, ConfigError);
+  if (!cpu_has_bf16_products()) {
+    MESSAGE("skipped: this CPU does not multiply bf16");
+    CHECK_THROWS_AS(Trainer{config}, ConfigError);
+    return;
+  }
+  const test::Threads single(1);
+  const auto train = [](const Config& wanted) {
+    Trainer trainer(wanted);
+    std::vector<double> losses;
+    for (int64_t step = 0; step < 20; ++step) losses.push_back(trainer.step().loss);
+    losses.push_back(trainer.evaluate().loss);
+    CHECK(product_precision() == Precision::f32);
+    return losses;
+  };
+  const std::vector<double> rounded = train(config);
+  config.train.precision = "f32";
+  const std::vector<double> exact = train(config);
+  CHECK(exact[19] < 0.97 * exact[0]);
+  for (size_t i = 0; i < exact.size(); ++i) {
+    CAPTURE(i);
+    CHECK(rounded[i] == doctest::Approx(exact[i]).epsilon(0.02));
+    CHECK(rounded[i] != exact[i]);
+  }
+}
+
+TEST_CASE("trainer: bf16 is refused where the device does not have it") {
+  TrainConfig config;
+  CHECK(training_precision(config, {}, false) == Precision::f32);
+  CHECK(training_precision(config, {DeviceType::cuda, 0}, false) == Precision::f32);
+  config.precision = "bf16";
+  CHECK(training_precision(config, {}, true) == Precision::bf16);
+  CHECK_THROWS_WITH_AS(training_precision(config, {}, false),
+                       "train.precision must be \"f32\" on this CPU, which has neither AMX-BF16 nor AVX512-BF16 "
+                       "instructions, got \"bf16\"",
+                       ConfigError);
+  CHECK_THROWS_WITH_AS(training_precision(config, {DeviceType::cuda, 0}, true),
+                       "train.precision must be \"f32\" on cuda, got \"bf16\"", ConfigError);
 }
