@@ -13,6 +13,7 @@
 #pragma GCC diagnostic pop
 #endif
 
+#include "ops/cpu/few_rows.h"
 #include "ops/cpu/gemm_kernel.h"
 
 namespace margay::blas {
@@ -82,6 +83,9 @@ bool in_tiles(int64_t m, int64_t n, int64_t k) {
   return kFastTiles && m >= kTileRows && (m <= 512 || n <= 512 || k <= 512);
 }
 
+// Sums of a few registers take longer to finish than to make.
+bool has_few_rows(int64_t m, int64_t k) { return kFastTiles && m <= kFewRows && k >= 128; }
+
 template <class T>
 void in_tiles(bool trans_a, bool trans_b, const Product<T>& p) {
   if (trans_a) {
@@ -101,6 +105,7 @@ void gemm(bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, T alpha, 
   if (k == 0 || alpha == T(0)) return scale(m, n, beta, c, ldc);
   FlopCounter::add(2 * m * n * k);
   const Product<T> product{m, n, k, alpha, a, lda, b, ldb, {c, ldc, beta}, c, ldc, fetch, fetch};
+  if (has_few_rows(m, k) && !trans_a && trans_b) return few_rows(product);
   in_tiles(m, n, k) ? in_tiles(trans_a, trans_b, product) : library_gemm(trans_a, trans_b, product);
 }
 
@@ -108,9 +113,10 @@ template <class T>
 void gemm_bias(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b, int64_t ldb, const T* bias, T* c,
                int64_t ldc, Rows rows) {
   const bool fetch = rows == Rows::distant;
-  if (bias && k > 0 && in_tiles(m, n, k)) {
+  if (bias && k > 0 && (in_tiles(m, n, k) || has_few_rows(m, k))) {
     FlopCounter::add(2 * m * n * k);
-    return multiply<T, false, true>({m, n, k, T(1), a, lda, b, ldb, {bias, 0, T(1)}, c, ldc, fetch, fetch});
+    const Product<T> product{m, n, k, T(1), a, lda, b, ldb, {bias, 0, T(1)}, c, ldc, fetch, fetch};
+    return has_few_rows(m, k) ? few_rows(product) : multiply<T, false, true>(product);
   }
   if (bias)
     for (int64_t i = 0; i < m; ++i) std::copy_n(bias, n, c + i * ldc);
