@@ -21,7 +21,7 @@ while (($#)); do
     --prefix) prefix=${2:?--prefix needs a folder} && shift ;;
     --quick) quick=1 ;;
     --emulated) emulated=1 ;;
-    -h | --help) sed -n '2,13s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit ;;
+    -h | --help) sed -n '2,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit ;;
     *) echo "gpu_check.sh: unknown argument $1; see --help" >&2 && exit 2 ;;
   esac
   shift
