@@ -95,6 +95,21 @@ void join(const Op& op, std::span<const Tensor> parts, int axis, const Tensor& y
   }
 }
 
+// The parts as one contiguous tensor, where they lie side by side in memory already, as the gradients of queries, keys
+// and values do; else undefined.
+Tensor side_by_side(std::span<const Tensor> parts, int axis, const Shape& shape) {
+  const Tensor& first = parts[0];
+  const Shape strides = contiguous_strides(shape);
+  int64_t next = first.offset();
+  for (const Tensor& part : parts) {
+    if (part.storage() != first.storage() || part.offset() != next) return {};
+    for (int i = 0; i < shape.ndim(); ++i)
+      if (part.dim(i) != 1 && part.strides()[i] != strides[i]) return {};
+    next += part.dim(axis) * strides[axis];
+  }
+  return first.view(shape, strides);
+}
+
 // Adds the cotangents of the parts, side by side, to dx.
 void add_cotangents(const VjpContext& context, int axis, std::span<const int64_t> sizes, const Tensor& dx) {
   int64_t start = 0;
@@ -126,6 +141,7 @@ Tensors parts_of(const Op& op, const Tensor& x, int axis, std::vector<int64_t> s
       const Tensor& dy = context.cotangent(i);
       cotangents.push_back(dy.defined() ? dy : expand(zeros({}, dtype, device), shape.with(axis, sizes[i])));
     }
+    if (const Tensor whole = side_by_side(cotangents, axis, shape); whole.defined()) return Tensors{whole};
     const Tensor dx = empty(shape, dtype, device);
     join(op, cotangents, axis, dx);
     return Tensors{dx};

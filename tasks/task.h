@@ -51,8 +51,6 @@ class Task {
     static const std::string none;
     return none;
   }
-  /// Tokens of a split's text for each of its bytes; 0 where there is no text.
-  virtual double tokens_per_byte(Split) const { return 0; }
 
   /// Hands out all tokens of a split of a text in their order, in pieces. False where there is none: examples are made,
   /// not read.

@@ -71,9 +71,6 @@ class Text final : public Task {
   }
 
   const std::string& tokenizer_json() const override { return source_->tokenizer().json(); }
-  double tokens_per_byte(Split split) const override {
-    return static_cast<double>(source_->size(split)) / static_cast<double>(source_->bytes(split));
-  }
 
  private:
   int64_t last_start(Split split, int64_t seq_len) const { return source_->size(split) - seq_len - 1; }

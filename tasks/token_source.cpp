@@ -36,7 +36,6 @@ class ByteSource final : public TokenSource {
       : file_(path), parts_(split_file(file_)), tokenizer_(make_tokenizer("bytes")) {}
 
   int64_t size(Split split) const override { return part(split).end - part(split).begin; }
-  int64_t bytes(Split split) const override { return size(split); }
   void read(Split split, int64_t first, std::span<int32_t> tokens) const override {
     const auto bytes = file_.bytes().subspan(static_cast<size_t>(part(split).begin + first), tokens.size());
     std::copy(bytes.begin(), bytes.end(), tokens.begin());
@@ -59,15 +58,13 @@ class EncodedSource final : public TokenSource {
     const std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
     const auto stretches = split_file(file);
     for (size_t i = 0; i < stretches.size(); ++i) {
-      bytes_[i] = stretches[i].end - stretches[i].begin;
-      parts_[i] =
-          tokenizer_->encode(text.substr(static_cast<size_t>(stretches[i].begin), static_cast<size_t>(bytes_[i])));
-      if (const auto end = tokenizer_->end_of_text(); end && stretches[i].ends_document) parts_[i].push_back(*end);
+      const auto [begin, end] = std::pair(stretches[i].begin, stretches[i].end);
+      parts_[i] = tokenizer_->encode(text.substr(static_cast<size_t>(begin), static_cast<size_t>(end - begin)));
+      if (const auto last = tokenizer_->end_of_text(); last && stretches[i].ends_document) parts_[i].push_back(*last);
     }
   }
 
   int64_t size(Split split) const override { return static_cast<int64_t>(part(split).size()); }
-  int64_t bytes(Split split) const override { return bytes_[static_cast<size_t>(split)]; }
   void read(Split split, int64_t first, std::span<int32_t> tokens) const override {
     std::copy_n(part(split).begin() + first, tokens.size(), tokens.begin());
   }
@@ -77,7 +74,6 @@ class EncodedSource final : public TokenSource {
   const std::vector<int32_t>& part(Split split) const { return parts_[static_cast<size_t>(split)]; }
 
   std::unique_ptr<Tokenizer> tokenizer_;
-  std::array<int64_t, 3> bytes_{};
   std::array<std::vector<int32_t>, 3> parts_;
 };
 
@@ -86,7 +82,6 @@ class ShardSource final : public TokenSource {
   explicit ShardSource(const std::string& folder) : shards_(folder), tokenizer_(shards_.tokenizer()) {}
 
   int64_t size(Split split) const override { return shards_.index().of(split).tokens(); }
-  int64_t bytes(Split split) const override { return shards_.index().of(split).bytes; }
   void read(Split split, int64_t first, std::span<int32_t> tokens) const override {
     shards_.read(split, first, tokens);
   }

@@ -17,8 +17,6 @@ class TokenSource {
 
   /// Tokens of a part.
   virtual int64_t size(Split split) const = 0;
-  /// Bytes of text that they stand for.
-  virtual int64_t bytes(Split split) const = 0;
   /// Copies tokens of a part from place `first` on; they must be there. Thread-safe.
   virtual void read(Split split, int64_t first, std::span<int32_t> tokens) const = 0;
   virtual const Tokenizer& tokenizer() const = 0;

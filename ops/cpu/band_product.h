@@ -6,7 +6,6 @@
 
 #include "engine/flop_counter.h"
 #include "ops/cpu/gemm_kernel.h"
-#include "ops/cpu/simd.h"
 
 // Matrix products over a diagonal band, small enough for the caches: the inner loops of attention, where the band is
 // what the causal mask and the sliding window leave.
@@ -42,25 +41,8 @@ struct BandProduct {
 /// How A lies in memory: rows or columns contiguous.
 enum class Layout : uint8_t { rows, columns };
 
-// The first n < kLanes elements at p, zeros in the other lanes; and the way back.
-template <class T>
-blas::Lanes<T> load_some(const T* p, int64_t n) {
-  blas::Lanes<T> v{};
-  if constexpr (blas::kRegisterBytes == simd::kVectorBytes) {
-    return simd::load_partial(p, n, v);
-  } else {
-    std::memcpy(&v, p, static_cast<size_t>(n) * sizeof(T));
-    return v;
-  }
-}
-template <class T>
-void store_some(blas::Lanes<T> v, T* p, int64_t n) {
-  if constexpr (blas::kRegisterBytes == simd::kVectorBytes) {
-    simd::store_partial(p, n, v);
-  } else {
-    std::memcpy(p, &v, static_cast<size_t>(n) * sizeof(T));
-  }
-}
+using blas::load_some;
+using blas::store_some;
 
 // R rows and V registers of columns of C. `lanes` counts the columns of the register, if it is used in part. The band
 // is at least R wide.

@@ -211,7 +211,9 @@ template <int R, int Q>
         for (int q = 0; q < Q; ++q) columns[q] = (__m512bh)_mm512_load_si512(b + q * strip + pair * kDepth);
 #pragma GCC unroll 8
         for (int i = 0; i < rows; ++i) {
-          const __m512bh factor = (__m512bh)_mm512_set1_epi32(*(const int*)(a + i * kDepth + 2 * pair));
+          int factors;
+          __builtin_memcpy(&factors, a + i * kDepth + 2 * pair, sizeof(factors));
+          const __m512bh factor = (__m512bh)_mm512_set1_epi32(factors);
 #pragma GCC unroll 2
           for (int q = 0; q < Q; ++q) sum[i][q] = _mm512_dpbf16_ps(sum[i][q], factor, columns[q]);
         }

@@ -15,6 +15,7 @@
 #endif
 
 #include "ops/cpu/bf16_gemm.h"
+#include "ops/cpu/few_rows.h"
 #include "ops/cpu/gemm_kernel.h"
 
 namespace margay::blas {
@@ -84,6 +85,9 @@ bool in_tiles(int64_t m, int64_t n, int64_t k) {
   return kFastTiles && m >= kTileRows && (m <= 512 || n <= 512 || k <= 512);
 }
 
+// Sums of a few registers take longer to finish than to make.
+bool has_few_rows(int64_t m, int64_t k) { return kFastTiles && m <= kFewRows && k >= 128; }
+
 template <class T>
 void in_tiles(bool trans_a, bool trans_b, const Product<T>& p) {
   if (trans_a) {
@@ -97,7 +101,7 @@ void in_tiles(bool trans_a, bool trans_b, const Product<T>& p) {
 template <class T>
 bool in_bf16(Precision precision, int64_t m, int64_t n, int64_t k) {
   if (!std::is_same_v<T, float> || precision != Precision::bf16) return false;
-  return m >= 8 && k >= 16 && m * n * k >= (1 << 15) && bf16_unit() != Bf16Unit::none;
+  return m > kFewRows && k >= 16 && m * n * k >= (1 << 15) && bf16_unit() != Bf16Unit::none;
 }
 
 // A product that is not empty, where it is fastest.
@@ -106,6 +110,7 @@ void dispatch(bool trans_a, bool trans_b, const Product<T>& p, Precision precisi
   FlopCounter::add(2 * p.m * p.n * p.k);
   if constexpr (std::is_same_v<T, float>)
     if (in_bf16<T>(precision, p.m, p.n, p.k)) return bf16_multiply(bf16_unit(), trans_a, trans_b, p);
+  if (has_few_rows(p.m, p.k) && !trans_a && trans_b) return few_rows(p);
   in_tiles(p.m, p.n, p.k) ? in_tiles(trans_a, trans_b, p) : library_gemm(trans_a, trans_b, p);
 }
 
@@ -123,7 +128,8 @@ void gemm(bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, T alpha, 
 template <class T>
 void gemm_bias(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b, int64_t ldb, const T* bias, T* c,
                int64_t ldc, Rows rows, Precision precision) {
-  const bool fetch = rows == Rows::distant, starts_anywhere = in_bf16<T>(precision, m, n, k) || in_tiles(m, n, k);
+  const bool fetch = rows == Rows::distant;
+  const bool starts_anywhere = in_bf16<T>(precision, m, n, k) || has_few_rows(m, k) || in_tiles(m, n, k);
   if (bias && m > 0 && n > 0 && k > 0 && starts_anywhere)
     return dispatch<T>(false, true, {m, n, k, T(1), a, lda, b, ldb, {bias, 0, T(1)}, c, ldc, fetch, fetch}, precision);
   if (bias)

@@ -4,6 +4,8 @@
 #include <cstring>
 #include <utility>
 
+#include "ops/cpu/simd.h"
+
 // A matrix product on one thread for the sizes of this library: blocks of some hundred rows and columns that lie in the
 // second-level cache. A panel of columns of B is packed on the stack; a tile of C stays in registers while the panel's
 // rows pass by. Every element of C is summed in the order of k, whatever the sizes of the other axes.
@@ -50,6 +52,26 @@ Lanes<T> load(const T* p) {
 template <class T>
 void store(Lanes<T> v, T* p) {
   std::memcpy(p, &v, sizeof(v));
+}
+
+// The first n < kLanes elements at p, zeros in the other lanes; and the way back.
+template <class T>
+Lanes<T> load_some(const T* p, int64_t n) {
+  Lanes<T> v{};
+  if constexpr (kRegisterBytes == simd::kVectorBytes) {
+    return simd::load_partial(p, n, v);
+  } else {
+    std::memcpy(&v, p, static_cast<size_t>(n) * sizeof(T));
+    return v;
+  }
+}
+template <class T>
+void store_some(Lanes<T> v, T* p, int64_t n) {
+  if constexpr (kRegisterBytes == simd::kVectorBytes) {
+    simd::store_partial(p, n, v);
+  } else {
+    std::memcpy(p, &v, static_cast<size_t>(n) * sizeof(T));
+  }
 }
 
 // The panel: kPanelDepth rows of up to kPanelVectors vectors, 16 kB where registers are widest.

@@ -15,11 +15,12 @@ struct Blocks {
   int64_t m, n, rows, columns;
 
   /// Blocks fit the second-level cache; where there would be few of them, they are made smaller as long as each is
-  /// worth handing out.
+  /// worth handing out. Fewer rows than kFewest cost no less: the other factor has to come from memory.
   Blocks(int64_t m, int64_t n, int64_t k)
       : m(m), n(n), rows(std::clamp<int64_t>(m, 1, 256)), columns(std::clamp<int64_t>(n, 1, 512)) {
-    constexpr int64_t enough_blocks = 8, smallest_work = 1 << 20;
-    while (count() < enough_blocks && std::max(rows, columns) > 32 && rows * columns * k > smallest_work) {
+    constexpr int64_t enough_blocks = 8, smallest_work = 1 << 20, kFewest = 16;
+    while (count() < enough_blocks && std::max(rows, columns) > 32 &&
+           std::max(rows, kFewest) * columns * k > smallest_work) {
       int64_t& larger = columns > rows ? columns : rows;
       larger = (larger / 2 + 31) / 32 * 32;
     }

@@ -3,6 +3,8 @@
 #include <doctest/doctest.h>
 
 #include "engine/debug.h"
+#include "engine/profiler.h"
+#include "ops/causal_attention.h"
 #include "ops/view.h"
 #include "tests/support/compare.h"
 #include "tests/support/gradcheck.h"
@@ -84,6 +86,34 @@ TEST_CASE("split: gradients from several places add up") {
     const Tensor& x = in[0];
     const Tensors first = split(x, 1, {2, 1, 3}), second = chunk(x, 1, 2), third = chunk(reshape(x, {4, 3}), 0, 2);
     return Tensors{concat({first[2], slice(x, 1, 1, 4), second[0], first[0], x, second[0], third[1]}, 1)};
+  };
+  CHECK(gradcheck(call, {random_uniform({2, 6}, 3)}, {true}) == "");
+}
+
+TEST_CASE("chunk: the gradients of queries, keys and values are not copied, as they lie side by side") {
+  Tensor x = random_uniform({2, 5, 18}, 1);
+  x.set_requires_grad();
+  const auto attend = [](const Tensor& packed) {
+    const auto heads = [](const Tensor& t) { return transpose(reshape(t, {2, 5, 2, 3}), 1, 2); };
+    const Tensors qkv = chunk(packed, -1, 3);
+    return causal_attention(heads(qkv[0]), heads(qkv[1]), heads(qkv[2]), {}, {.scale = 0.5});
+  };
+  const Tensor y = attend(x), dy = random_uniform({2, 2, 5, 3}, 2);
+  {
+    const Profiler profiler({});
+    y.backward(dy);
+    for (const ProfileEvent& event : profiler.events()) {
+      const bool copies = event.parent >= 0 && profiler.events()[static_cast<size_t>(event.parent)].name == "chunk";
+      CHECK_FALSE(copies);
+    }
+  }
+  CHECK(gradcheck([&](const Tensors& in) { return Tensors{attend(in[0])}; }, {x.detach()}, {true}) == "");
+}
+
+TEST_CASE("chunk: gradients side by side in another order are put in order") {
+  const auto call = [](const Tensors& in) {
+    const Tensors parts = chunk(in[0], -1, 3);
+    return Tensors{concat({parts[1], parts[0], parts[2]}, -1)};
   };
   CHECK(gradcheck(call, {random_uniform({2, 6}, 3)}, {true}) == "");
 }

@@ -3,6 +3,7 @@
 #include <doctest/doctest.h>
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <limits>
@@ -161,6 +162,23 @@ TEST_CASE("gemm: more than one block along each axis") {
   check<float>({false, true, 520, 530, 540, 1, 0});
 }
 
+TEST_CASE("gemm: few rows") {
+  for (int64_t m = 1; m <= 9; ++m)
+    for (const int64_t n : {1, 3, 16, 37})
+      for (const int64_t k : {128, 141}) check_all_forms(m, n, k, -1.5, m % 2 == 0 ? 0 : 0.5);
+}
+
+TEST_CASE("gemm: one of a few rows has the same bits by itself") {
+  constexpr int64_t m = 7, n = 21, k = 150;
+  const Matrix<float> a(m, k, 1, 4), b(n, k, 2, 5);
+  std::vector<float> all(m * n), alone(n);
+  blas::gemm_bias<float>(m, n, k, a.data.data(), a.ld, b.data.data(), b.ld, nullptr, all.data(), n);
+  for (int64_t i = 0; i < m; ++i) {
+    blas::gemm_bias<float>(1, n, k, a.data.data() + i * a.ld, a.ld, b.data.data(), b.ld, nullptr, alone.data(), n);
+    CHECK(std::equal(alone.begin(), alone.end(), all.begin() + i * n));
+  }
+}
+
 TEST_CASE("gemm: alpha and beta") {
   for (const double beta : {0.0, 1.0, -0.5}) {
     check_all_forms(9, 35, 7, -2, beta);
@@ -196,7 +214,7 @@ TEST_CASE("gemm: NaN and infinity in the factors reach the result") {
 }
 
 TEST_CASE("gemm_bias: every row starts from the bias") {
-  for (const int64_t m : {1, 9, 70}) {
+  for (const int64_t m : {1, 6, 9, 70}) {
     for (const int64_t k : {0, 5, 150}) {
       CAPTURE(m);
       CAPTURE(k);

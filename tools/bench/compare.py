@@ -2,7 +2,7 @@
 """Times Margay's training steps against PyTorch's, interleaved, and prints a Markdown table of ratios.
 
 Every measurement is a fresh process that warms up and times its own steps; round after round runs Margay and then each
-form of the peer (peers/mqar_step.py), so that a drift of the machine meets all sides. A form's allocator is the one
+form of the peer (peers/), so that a drift of the machine meets all sides. A form's allocator is the one
 that was fastest in a trial before the rounds. Ratios are taken within a round; medians over the rounds are printed,
 with the spread in brackets. Margay's steps include making the examples, the peer's do not. Peak RSS is what the kernel
 reports for the whole process; for the peer, what importing PyTorch alone takes is printed beside.
@@ -26,8 +26,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-PEER = "tools/bench/peers/mqar_step.py"
-ROWS = [f"train/{model}-L{length}" for model in ("attention", "cat", "hyena", "s4d", "mamba") for length in (64, 256, 512)]
+RECALL_PEER, LANGUAGE_PEER = "tools/bench/peers/mqar_step.py", "tools/bench/peers/language_model.py"
+LANGUAGE_ROWS = ["train/byte_lm-L256", "generate/byte_lm-B1", "generate/byte_lm-B16"]
+ROWS = [f"train/{model}-L{length}" for model in ("attention", "cat", "hyena", "s4d", "mamba") for length in (64, 256, 512)] + LANGUAGE_ROWS
 
 
 class Failed(Exception):
@@ -84,9 +85,16 @@ def allocators():
     return found
 
 
+def forms(row):
+    """Where every position has a label, there is nothing to gather."""
+    return ["full"] if row in LANGUAGE_ROWS else ["full", "gather"]
+
+
 def peer_command(options, row, form):
+    if row in LANGUAGE_ROWS:
+        return [options.python, LANGUAGE_PEER, "--row", row, "--threads", str(options.cpus)]
     model, length = re.fullmatch(r"train/(\w+)-L(\d+)", row).groups()
-    return [options.python, PEER, "--model", model, "--length", length, "--form", form, "--threads", str(options.cpus)]
+    return [options.python, RECALL_PEER, "--model", model, "--length", length, "--form", form, "--threads", str(options.cpus)]
 
 
 def fastest_allocator(command):
@@ -102,7 +110,7 @@ def contenders(options, row, skipped):
     found = [Contender("margay", [options.margay, "bench", row, "--json"])]
     if not (ROOT / options.python).exists():
         return found
-    for form in ("full", "gather"):
+    for form in forms(row):
         command = peer_command(options, row, form)
         try:
             environment = fastest_allocator(command)

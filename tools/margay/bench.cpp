@@ -67,7 +67,7 @@ std::vector<const BenchRow*> selected(const std::vector<BenchRow>& rows, const s
   }
   for (const std::string& name : wanted) {
     if (std::any_of(rows.begin(), rows.end(), [&](const BenchRow& row) { return matches(row.name, name); })) continue;
-    std::vector<std::string_view> names{"train", "mixer", "decode", "op"};
+    std::vector<std::string_view> names{"train", "generate", "mixer", "decode", "op"};
     for (const BenchRow& row : rows) names.push_back(row.name);
     throw ConfigError(
         fmt::format("unknown row {}; the nearest is \"{}\"", margay::quoted(name), nearest_name(name, names)));
@@ -117,7 +117,7 @@ int run(const Arguments& arguments) {
   if (!line.parse(arguments)) return 0;
 
   std::vector<BenchRow> rows = training_rows();
-  for (auto more : {mixer_rows, op_rows}) {
+  for (auto more : {language_rows, mixer_rows, op_rows}) {
     for (BenchRow& row : more()) rows.push_back(std::move(row));
   }
   const std::vector<const BenchRow*> chosen = selected(rows, names);

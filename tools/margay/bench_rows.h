@@ -21,6 +21,9 @@ struct BenchRow {
 /// examples included. `cat`, `lcat` and `lincat` have one layer with depthwise filters of width 4 on q, k and v, the
 /// others two layers, `attention` with learned positions; all have tied embeddings and no MLP.
 std::vector<BenchRow> training_rows();
+/// train/byte_lm-L256 and generate/byte_lm-B1, -B16: a language model of bytes with four layers of attention and MLP,
+/// d = 256: a training step on 16 windows of 256 bytes, and the next byte of 1 or 16 texts.
+std::vector<BenchRow> language_rows();
 /// mixer/NAME-L1k ... -L64k: forward and backward pass of one mixer of width 64 over one sequence; lcat's blocks are of
 /// the size that is best for the length. decode/NAME-L1k ...: the same mixer's next token after that many.
 std::vector<BenchRow> mixer_rows();

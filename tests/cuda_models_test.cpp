@@ -1,0 +1,115 @@
+// Whole models on a GPU against the CPU. Skipped, and counted as skipped, where there is no GPU.
+
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "models/mixer.h"
+#include "tasks/train/trainer.h"
+#include "tests/models/small_model.h"
+#include "tests/support/compare.h"
+#include "tests/tasks/train/tiny_run.h"
+
+namespace margay::test {
+namespace {
+
+constexpr Device kGpu{DeviceType::cuda, 0};
+constexpr int64_t kBatch = 2, kLength = 13;
+
+bool no_gpu() { return cuda_device_count() == 0; }
+
+/// Every mixer, and the other backbone.
+std::vector<ModelConfig> configs() {
+  std::vector<ModelConfig> list;
+  for (const std::string& mixer : mixer_names()) {
+    list.push_back(small_config());
+    list.back().mixer = {mixer};
+    list.back().n_layers = 2;
+    list.back().mlp = list.size() % 2 == 0 ? "gelu" : "swiglu";
+    list.back().lcat.block_size = 4;
+    list.back().lcat.top_k = 2;
+  }
+  for (const char* mixer : {"attention", "cat"}) {
+    list.push_back(small_config());
+    list.back().backbone = "gpt_neox";
+    list.back().mixer = {mixer};
+    list.back().position = "rope";
+    list.back().rope_fraction = 0.5;
+  }
+  return list;
+}
+
+struct Results {
+  Tensor logits, loss, nll;
+  Tensors gradients;  // of the parameters, in their order
+};
+
+Results run(const ModelConfig& config, DType dtype, Device device) {
+  const LanguageModel model(config, 7, dtype, device);
+  const Tensor ids = from_values(some_ids(kBatch * kLength, config.vocab_size, 1), {kBatch, kLength}, device);
+  const Tensor targets = from_values(some_ids(kBatch * kLength, config.vocab_size, 2), {kBatch * kLength}, device);
+  std::vector<int32_t> rows(static_cast<size_t>(kBatch * kLength));
+  for (size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<int32_t>(i);
+  Results results;
+  results.logits = model.logits(ids);
+  const LinearCrossEntropy result = model.loss(ids, from_values(rows, {kBatch * kLength}, device), targets);
+  results.loss = result.loss;
+  results.nll = result.nll;
+  result.loss.backward();
+  for (const Parameter& parameter : model.parameters()) results.gradients.push_back(parameter.value.grad());
+  return results;
+}
+
+void check_same(const Tensor& gpu, const Tensor& cpu, double tolerance) {
+  REQUIRE(gpu.defined() == cpu.defined());
+  if (cpu.defined()) CHECK(difference_relative_to_max(gpu.to(Device{}), cpu, tolerance) == "");
+}
+
+}  // namespace
+
+TEST_CASE("cuda: logits, loss and every gradient of every model are the CPU's" * doctest::skip(no_gpu())) {
+  for (const ModelConfig& config : configs()) {
+    CAPTURE(config.backbone);
+    CAPTURE(config.mixer[0]);
+    for (const DType dtype : {DType::f64, DType::f32}) {
+      const double tolerance = dtype == DType::f64 ? 1e-9 : 1e-3;
+      const Results gpu = run(config, dtype, kGpu), cpu = run(config, dtype, {});
+      check_same(gpu.logits, cpu.logits, tolerance);
+      check_same(gpu.loss, cpu.loss, tolerance);
+      check_same(gpu.nll, cpu.nll, tolerance);
+      for (size_t i = 0; i < cpu.gradients.size(); ++i) check_same(gpu.gradients[i], cpu.gradients[i], tolerance);
+    }
+  }
+}
+
+TEST_CASE("cuda: one token at a time gives the logits of the whole sequence" * doctest::skip(no_gpu())) {
+  const NoGrad no_grad;
+  for (const ModelConfig& config : configs()) {
+    CAPTURE(config.mixer[0]);
+    const LanguageModel model(config, 7, DType::f64, kGpu);
+    const std::vector<int32_t> ids = some_ids(kLength, config.vocab_size, 1);
+    const Tensor all = model.logits(from_values(ids, {1, kLength}, kGpu)).to(Device{});
+    ModelState state = model.start(1);
+    for (int64_t t = 0; t < kLength; ++t) {
+      const Tensor step = model.step(from_values({ids[static_cast<size_t>(t)]}, {1, 1}, kGpu), state);
+      const Tensor expected = all.view({1, config.vocab_size}, {config.vocab_size, 1}, t * config.vocab_size);
+      CHECK(difference_relative_to_max(step.to(Device{}), expected.clone(), 1e-9) == "");
+    }
+  }
+}
+
+TEST_CASE("cuda: 200 training steps stay together with the CPU's" * doctest::skip(no_gpu())) {
+  Config config = tiny_config();
+  config.model.mixer = {"cat"};
+  config.train.steps = 200;
+  Trainer cpu(config), gpu(config, kGpu);
+  for (int64_t step = 0; step < config.train.steps; ++step) {
+    const double expected = cpu.step().loss, got = gpu.step().loss;
+    CHECK(std::abs(got - expected) <= 1e-3 * std::abs(expected) + 1e-4);
+  }
+  CHECK(gpu.evaluate().loss == doctest::Approx(cpu.evaluate().loss).epsilon(1e-2));
+}
+
+}  // namespace margay::test
