@@ -8,6 +8,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <memory>
+
 // Blocks of A and B are rounded and packed into tiles of 16 x 32, 1 kB each, in the form that both units read: a tile
 // of A has 16 rows of 16 pairs (a pair is two neighbours along k), a tile of B 16 pairs of rows with 16 columns. Blocks
 // of 32 x 32 of C stay in registers while their tiles pass by. The functions carry their instruction sets as
@@ -276,8 +278,14 @@ void block_product(const StripsKernel (&kernels)[2][2], const Product<float>& p,
   }
 }
 
-void multiply(const StripsKernel (&kernels)[2][2], const Factor& a, const Factor& b, const Product<float>& p) {
+/// Too much for the stack of a small thread: each thread that multiplies keeps its own.
+struct PackedBlocks {
   alignas(64) uint16_t rows[kBlockRows * kBlockDepth], columns[kBlockColumns * kBlockDepth];
+};
+
+void multiply(const StripsKernel (&kernels)[2][2], const Factor& a, const Factor& b, const Product<float>& p) {
+  thread_local const auto packed = std::make_unique<PackedBlocks>();
+  uint16_t *const rows = packed->rows, *const columns = packed->columns;
   const auto part = [](int64_t begin, int64_t end, int64_t size) { return end - begin < size ? end - begin : size; };
   for (int64_t column = 0; column < p.n; column += kBlockColumns) {
     for (int64_t depth = 0; depth < p.k; depth += kBlockDepth) {
