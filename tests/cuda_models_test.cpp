@@ -2,6 +2,7 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <string>
 #include <vector>
@@ -16,7 +17,7 @@ namespace margay::test {
 namespace {
 
 constexpr Device kGpu{DeviceType::cuda, 0};
-constexpr int64_t kBatch = 2, kLength = 13;
+constexpr int64_t kBatch = 2, kLength = 9;
 
 bool no_gpu() { return cuda_device_count() == 0; }
 
@@ -30,6 +31,8 @@ std::vector<ModelConfig> configs() {
     list.back().mlp = list.size() % 2 == 0 ? "gelu" : "swiglu";
     list.back().lcat.block_size = 4;
     list.back().lcat.top_k = 2;
+    list.back().mamba.head_dim = 12;
+    list.back().mamba.d_state = 8;
   }
   for (const char* mixer : {"attention", "cat"}) {
     list.push_back(small_config());
@@ -62,9 +65,30 @@ Results run(const ModelConfig& config, DType dtype, Device device) {
   return results;
 }
 
+double largest(const Tensor& tensor) {
+  double most = 0;
+  for (const double value : tensor.to(DType::f64).to_vector<double>()) most = std::max(most, std::abs(value));
+  return most;
+}
+
+/// Gradients that are small beside those of other parameters may be all rounding, as that of a key's bias is.
+void check_same_gradients(const Tensors& gpu, const Tensors& cpu, double tolerance) {
+  double most = 0;
+  for (const Tensor& gradient : cpu)
+    if (gradient.defined()) most = std::max(most, largest(gradient));
+  for (size_t i = 0; i < cpu.size(); ++i) {
+    REQUIRE(gpu[i].defined() == cpu[i].defined());
+    if (!cpu[i].defined()) continue;
+    const std::vector<double> got = gpu[i].to(DType::f64).to_vector<double>();
+    const std::vector<double> expected = cpu[i].to(DType::f64).to_vector<double>();
+    double worst = 0;
+    for (size_t j = 0; j < expected.size(); ++j) worst = std::max(worst, std::abs(got[j] - expected[j]));
+    CHECK(worst <= tolerance * std::max(largest(cpu[i]), 1e-3 * most));
+  }
+}
+
 void check_same(const Tensor& gpu, const Tensor& cpu, double tolerance) {
-  REQUIRE(gpu.defined() == cpu.defined());
-  if (cpu.defined()) CHECK(difference_relative_to_max(gpu.to(Device{}), cpu, tolerance) == "");
+  CHECK(difference_relative_to_max(gpu.to(Device{}), cpu, tolerance) == "");
 }
 
 }  // namespace
@@ -79,7 +103,7 @@ TEST_CASE("cuda: logits, loss and every gradient of every model are the CPU's" *
       check_same(gpu.logits, cpu.logits, tolerance);
       check_same(gpu.loss, cpu.loss, tolerance);
       check_same(gpu.nll, cpu.nll, tolerance);
-      for (size_t i = 0; i < cpu.gradients.size(); ++i) check_same(gpu.gradients[i], cpu.gradients[i], tolerance);
+      check_same_gradients(gpu.gradients, cpu.gradients, tolerance);
     }
   }
 }
@@ -103,6 +127,8 @@ TEST_CASE("cuda: one token at a time gives the logits of the whole sequence" * d
 TEST_CASE("cuda: 200 training steps stay together with the CPU's" * doctest::skip(no_gpu())) {
   Config config = tiny_config();
   config.model.mixer = {"cat"};
+  config.model.d_model = 8;
+  config.train.batch_size = 2;
   config.train.steps = 200;
   Trainer cpu(config), gpu(config, kGpu);
   for (int64_t step = 0; step < config.train.steps; ++step) {
