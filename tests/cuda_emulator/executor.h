@@ -20,8 +20,8 @@ inline constexpr int warpSize = 32;
 
 namespace cuda_emulator {
 
-/// Runs `thread` once for every thread of the grid, one grid at a time whoever launches it. Throws std::logic_error where the threads of a block cannot go on,
-/// since some wait at one barrier and some at another.
+/// Runs `thread` once for every thread of the grid, one grid at a time whoever launches it. Throws std::logic_error
+/// where the threads of a block cannot go on, since some wait at one barrier and some at another.
 void run(dim3 grid, dim3 block, const std::function<void()>& thread);
 
 /// Waits for all threads of the block, or of the warp, that have not ended.
