@@ -25,8 +25,8 @@ struct Fiber {
   unsigned thread = 0;
 };
 
-/// One block at a time, on the host's thread that launched it. Shared memory is static and not a thread's own: glibc takes
-/// a thread's own memory out of its stack, which a small stack does not have room for.
+/// One block at a time, on the host's thread that launched it. Shared memory is static and not a thread's own: glibc
+/// takes a thread's own memory out of its stack, which a small stack does not have room for.
 class Executor {
  public:
   void run(dim3 grid, dim3 block, const std::function<void()>& thread) {
