@@ -41,6 +41,14 @@ Tensor apply_hooks(const std::vector<Tensor::Hook>& hooks, Tensor gradient) {
 // A tensor that may be changed in place: nobody else sees it, and no two of its elements share memory.
 bool writable(const Tensor& tensor) { return tensor.exclusive() && tensor.is_contiguous(); }
 
+bool are_views(std::span<const Tensor> tensors, std::span<const Tensor> of) {
+  const auto is_view = [&](const Tensor& tensor) {
+    return std::any_of(of.begin(), of.end(),
+                       [&](const Tensor& other) { return other.defined() && other.storage() == tensor.storage(); });
+  };
+  return std::all_of(tensors.begin(), tensors.end(), [&](const Tensor& t) { return !t.defined() || is_view(t); });
+}
+
 void add_gradient(Tensor& sum, Tensor gradient) {
   if (!sum.defined()) {
     sum = std::move(gradient);
@@ -219,7 +227,7 @@ void Graph::run(Node& node, Walk& walk) {
   }
   if (gradients.size() != inputs)
     throw std::logic_error(fmt::format("{}: {} gradients for {} inputs", node.op_, gradients.size(), inputs));
-  if (Profiler* const profiler = Profiler::current()) {
+  if (Profiler* const profiler = Profiler::current(); profiler && !are_views(gradients, cotangents)) {
     profiler->add_bytes(node.op_, cotangents);
     profiler->add_bytes(node.op_, gradients);
   }

@@ -56,14 +56,17 @@ void Op::check_anomaly(std::span<const Tensor> outputs) const {
 // Results are allocated before a kernel is launched, and so outside of its OpScope. A result that is a view of an input
 // stays booked under the op that made the memory.
 void Op::book(std::span<const Tensor> outputs, std::span<const Tensor> inputs) const {
+  bool moves_bytes = false;
   for (const Tensor& output : outputs) {
     if (!output.defined()) continue;
     const bool view = std::any_of(inputs.begin(), inputs.end(), [&](const Tensor& input) {
       return input.defined() && input.storage() == output.storage();
     });
-    if (!view) output.storage()->book_under(name_);
+    if (view) continue;
+    output.storage()->book_under(name_);
+    moves_bytes = true;
   }
-  if (Profiler* const profiler = Profiler::current()) {
+  if (Profiler* const profiler = Profiler::current(); profiler && moves_bytes) {
     profiler->add_bytes(name_, inputs);
     profiler->add_bytes(name_, outputs);
   }

@@ -62,6 +62,7 @@ class ProfiledTraining final : public TrainObserver {
   void on_checkpoint(Trainer& trainer) override { next_.on_checkpoint(trainer); }
   bool stop_requested() override { return next_.stop_requested(); }
 
+  bool has_begun() const { return done_ >= skipped_; }
   /// What was recorded until now. Throws ConfigError where training ended before the first step to be profiled.
   Profile finish();
 

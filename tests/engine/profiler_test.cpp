@@ -9,6 +9,7 @@
 #include "engine/flop_counter.h"
 #include "ops/linear.h"
 #include "ops/softmax.h"
+#include "ops/view.h"
 
 namespace margay::test {
 namespace {
@@ -49,6 +50,15 @@ TEST_CASE("a profile holds every op, forward and backward, with its tensors' byt
     CHECK(event.begin_ns >= parent.begin_ns);
     CHECK(event.end_ns <= parent.end_ns);
   }
+}
+
+TEST_CASE("views move no bytes") {
+  const Tensor x = ones({6, 8}).set_requires_grad();
+  const Tensor y = transpose(softmax(x, -1), 0, 1);
+  const Profiler profiler({});
+  y.backward(ones({8, 6}));
+  CHECK(find(profiler, "transpose", true).bytes == 0);
+  CHECK(find(profiler, "softmax", true).bytes == 2 * 4 * 6 * 8);
 }
 
 TEST_CASE("live memory is what it was when a scope ended") {

@@ -94,19 +94,18 @@ int run(const Arguments& arguments) {
   note_stop_signals();
   Progress progress(fs::path(options.source).stem().string(), options.folder, options.quiet);
   std::optional<ProfiledTraining> profiled;
-  std::optional<Profile> profile;
   if (!options.profile.empty()) {
     write_file_atomically(options.profile, "");  // a path that cannot be written is known now, not after the training
     profiled.emplace(progress, kStepsBeforeProfile, options.profile_steps);
   }
   TrainObserver& observer = profiled ? static_cast<TrainObserver&>(*profiled) : progress;
   const RunEnd end = train_in_folder(config, {options.folder, options.resume, options.device}, observer);
-  if (profiled && end != RunEnd::was_finished) {
-    profile = profiled->finish();
-    write_file_atomically(options.profile, to_chrome_trace(*profile));
-  }
   progress.finish(result_line(end, progress.state(), options.folder));
-  if (profile && !options.quiet) print_out(to_text(*profile));
+  if (profiled && (end == RunEnd::finished || profiled->has_begun())) {
+    const Profile profile = profiled->finish();
+    write_file_atomically(options.profile, to_chrome_trace(profile));
+    if (!options.quiet) print_out(to_text(profile));
+  }
   return end == RunEnd::stopped ? 128 + stop_signal() : 0;
 }
 
