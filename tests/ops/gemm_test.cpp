@@ -62,8 +62,10 @@ std::string wrong_element(const Case& c, const Matrix<T>& a, const Matrix<T>& b,
   return {};
 }
 
-template <class T>
-void check(const Case& c) {
+// Makes the factors of a case and what it adds to, calls multiply(a, b, c), and compares. `seen` is what the product
+// sees of a factor.
+template <class T, class Multiply, class Seen>
+void check_product(const Case& c, const Multiply& multiply, const Seen& seen) {
   CAPTURE(c.trans_a);
   CAPTURE(c.trans_b);
   CAPTURE(c.m);
@@ -75,9 +77,17 @@ void check(const Case& c) {
   Matrix<T> before(c.m, c.n, 7, 3);
   if (c.beta == 0) std::fill(before.data.begin(), before.data.end(), T(kNan));  // not initialised
   Matrix<T> after = before;
-  blas::gemm(c.trans_a, c.trans_b, c.m, c.n, c.k, T(c.alpha), a.data.data(), a.ld, b.data.data(), b.ld, T(c.beta),
-             after.data.data(), after.ld);
-  CHECK(wrong_element(c, a, b, before, after) == "");
+  multiply(a, b, after);
+  CHECK(wrong_element(c, seen(a), seen(b), before, after) == "");
+}
+
+template <class T>
+void check(const Case& c) {
+  const auto multiply = [&](const Matrix<T>& a, const Matrix<T>& b, Matrix<T>& out) {
+    blas::gemm(c.trans_a, c.trans_b, c.m, c.n, c.k, T(c.alpha), a.data.data(), a.ld, b.data.data(), b.ld, T(c.beta),
+               out.data.data(), out.ld);
+  };
+  check_product<T>(c, multiply, [](const Matrix<T>& factor) { return factor; });
 }
 
 void check_all_forms(int64_t m, int64_t n, int64_t k, double alpha, double beta) {
@@ -111,34 +121,15 @@ std::vector<blas::Bf16Unit> bf16_units() {
 
 void check_bf16(blas::Bf16Unit unit, const Case& c) {
   CAPTURE(static_cast<int>(unit));
-  CAPTURE(c.trans_a);
-  CAPTURE(c.trans_b);
-  CAPTURE(c.m);
-  CAPTURE(c.n);
-  CAPTURE(c.k);
-  CAPTURE(c.beta);
-  const Matrix<float> a(c.trans_a ? c.k : c.m, c.trans_a ? c.m : c.k, 3, 1);
-  const Matrix<float> b(c.trans_b ? c.n : c.k, c.trans_b ? c.k : c.n, 5, 2);
-  Matrix<float> before(c.m, c.n, 7, 3);
-  if (c.beta == 0) std::fill(before.data.begin(), before.data.end(), static_cast<float>(kNan));
-  Matrix<float> after = before;
-  float* const out = after.data.data();
-  const auto alpha = static_cast<float>(c.alpha), beta = static_cast<float>(c.beta);
-  blas::bf16_multiply(unit, c.trans_a, c.trans_b,
-                      {c.m,
-                       c.n,
-                       c.k,
-                       alpha,
-                       a.data.data(),
-                       a.ld,
-                       b.data.data(),
-                       b.ld,
-                       {out, after.ld, beta},
-                       out,
-                       after.ld,
-                       false,
-                       c.m > 100});
-  CHECK(wrong_element(c, rounded(a), rounded(b), before, after) == "");
+  const auto multiply = [&](const Matrix<float>& a, const Matrix<float>& b, Matrix<float>& out) {
+    float* const to = out.data.data();
+    const blas::Addend<float> start{to, out.ld, static_cast<float>(c.beta)};
+    const bool fetch_c = c.m > 100;
+    blas::bf16_multiply(unit, c.trans_a, c.trans_b,
+                        {c.m, c.n, c.k, static_cast<float>(c.alpha), a.data.data(), a.ld, b.data.data(), b.ld, start,
+                         to, out.ld, false, fetch_c});
+  };
+  check_product<float>(c, multiply, [](const Matrix<float>& factor) { return rounded(factor); });
 }
 
 void check_bf16_forms(int64_t m, int64_t n, int64_t k, double alpha, double beta) {
