@@ -45,7 +45,7 @@ Device parse_device(std::string_view text) {
 }
 
 std::vector<std::string> describe_devices() {
-  std::vector<std::string> lines{"cpu"};
+  std::vector<std::string> lines{"cpu: kernels for " + std::string(cpu_kernel_level())};
   for (int i = 0; i < cuda_device_count(); ++i) lines.push_back(describe_cuda_device(i));
   return lines;
 }

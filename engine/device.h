@@ -1,6 +1,7 @@
 #pragma once
 #include <cstddef>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "engine/allocator.h"
@@ -40,6 +41,10 @@ class DeviceBackend {
 DeviceBackend& backend(Device device);
 DeviceBackend& cpu_backend();
 
+/// The CPUs that this library's kernels are compiled for: "x86-64-v4" (AVX-512), "x86-64-v3" (AVX2), "x86-64", or "any
+/// CPU" of another kind.
+std::string_view cpu_kernel_level();
+
 /// Number of usable CUDA devices; 0 without a GPU, without a driver or in a build without CUDA.
 int cuda_device_count();
 /// Why cuda_device_count() is 0; empty if it is not.
@@ -49,7 +54,7 @@ std::string to_string(Device device);
 /// Reads "cpu", "cuda", "cuda:N" or "auto" (the first GPU if there is one, else the CPU). Throws ConfigError for other
 /// text and DeviceError for a device that is not there.
 Device parse_device(std::string_view text);
-/// One line a device: name and size of memory.
+/// One line a device, the CPU first: name, and what its kernels are for or the size of its memory.
 std::vector<std::string> describe_devices();
 
 }  // namespace margay

@@ -149,4 +149,16 @@ DeviceBackend& cpu_backend() {
   return *backend;
 }
 
+std::string_view cpu_kernel_level() {
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
+  return "x86-64-v4";
+#elif defined(__AVX2__) && defined(__FMA__)
+  return "x86-64-v3";
+#elif defined(__x86_64__)
+  return "x86-64";
+#else
+  return "any CPU";
+#endif
+}
+
 }  // namespace margay

@@ -2,6 +2,7 @@
 #include <initializer_list>
 
 #include "engine/tensor.h"
+#include "ops/token_rows.h"
 
 // Views [B,H,L,dh] of memory in which heads may lie side by side: what ops on attention heads read and write.
 
@@ -16,11 +17,6 @@ struct HeadStrides {
 }  // namespace kernels
 
 inline kernels::HeadStrides head_strides(const Tensor& x) { return {x.strides()[0], x.strides()[1], x.strides()[2]}; }
-
-/// x [B,H,L,dh] itself where its last axis is contiguous in memory, else a contiguous copy.
-inline Tensor with_contiguous_rows(const Tensor& x) {
-  return x.dim(3) <= 1 || x.strides()[3] == 1 ? x : x.contiguous();
-}
 
 /// Part `index` of a buffer [B,L,parts,H,dh], as [B,H,L,dh].
 inline Tensor heads_view(const Tensor& buffer, int64_t index = 0) {

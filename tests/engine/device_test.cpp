@@ -2,6 +2,7 @@
 
 #include <doctest/doctest.h>
 
+#include <cstdlib>
 #include <string>
 
 #include "engine/error.h"
@@ -31,6 +32,19 @@ TEST_CASE("devices are read from text") {
     CHECK_THROWS_AS(static_cast<void>(parse_device(text)), ConfigError);
   CHECK_FALSE(describe_devices().empty());
   CHECK(describe_devices()[0].substr(0, 3) == "cpu");
+}
+
+TEST_CASE("the loader has chosen the kernels for the level that it was limited to") {
+  CHECK(describe_devices()[0].ends_with(cpu_kernel_level()));
+#ifdef __x86_64__
+  const char* const limit = std::getenv("MARGAY_LEVEL");  // set by the tests of a build with MARGAY_LEVELS
+  if (!limit) return;
+  const std::string_view level = limit;
+  const bool exists = level == "x86-64-v4"   ? __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")
+                      : level == "x86-64-v3" ? __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")
+                                             : false;
+  CHECK(cpu_kernel_level() == (exists ? level : "x86-64"));
+#endif
 }
 
 TEST_CASE("a GPU that is not there is named with the reason") {

@@ -59,9 +59,12 @@ Items study_list() {
 }
 
 Items devices() {
-  Items items{{"cpu", ""}};
   const std::vector<std::string> lines = describe_devices();  // the CPU first
-  for (size_t i = 1; i < lines.size(); ++i) items.push_back({fmt::format("cuda:{}", i - 1), lines[i]});
+  Items items;
+  for (const std::string& line : lines) {
+    const size_t colon = line.find(": ");
+    items.push_back({line.substr(0, colon), line.substr(colon + 2)});
+  }
   return items;
 }
 
