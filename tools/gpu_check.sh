@@ -104,7 +104,11 @@ learns() {
 
 sanitize() { compute-sanitizer --tool "$1" --error-exitcode 1 "$TESTS" --test-case='ops: the GPU agrees*,cuda:*'; }
 
-bench() { "$MARGAY" bench train generate mixer decode op --device cuda --seconds 1; }
+bench() { "$MARGAY" bench train generate mixer decode op large --device cuda --seconds 1; }
+
+# Beside PyTorch, where a Python on the path has it for this GPU.
+has_torch() { python3 -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; }
+compare() { tools/bench/compare.py --device cuda --margay "$MARGAY" --python python3 --rounds 2 --seconds 1; }
 
 steps=50
 if ((emulated)); then
@@ -138,4 +142,9 @@ else
   note compute-sanitizer skipped 'not installed'
 fi
 check benchmarks bench && cat "$LOGS/benchmarks.log"
+if has_torch; then
+  check 'beside PyTorch' compare && cat "$LOGS/beside-PyTorch.log"
+else
+  note 'beside PyTorch' skipped 'python3 has no PyTorch for this GPU'
+fi
 finish

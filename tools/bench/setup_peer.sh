@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Puts PyTorch from PyPI into build/peer-venv, for tools/bench only: Margay never needs it to build, run or test.
-# PyPI's Linux wheel carries its CUDA libraries along, about 5 GB on disk. Nothing is done where it already works.
+# Puts PyTorch from PyPI into build/peer-venv, and matplotlib for plots, for tools/bench only: Margay never needs them to
+# build, run or test. PyPI's Linux wheel carries its CUDA libraries along, about 5 GB on disk. Nothing is done where it already works.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 readonly VENV=build/peer-venv
@@ -12,8 +12,8 @@ if [[ ! -x $VENV/bin/python ]]; then
     exit 1
   }
 fi
-if ! "$VENV/bin/python" -c 'import numpy, torch' 2>/dev/null; then
-  "$VENV/bin/python" -m pip install --disable-pip-version-check --upgrade numpy 'torch>=2.4'
+if ! "$VENV/bin/python" -c 'import matplotlib, numpy, torch' 2>/dev/null; then
+  "$VENV/bin/python" -m pip install --disable-pip-version-check --upgrade matplotlib numpy 'torch>=2.4'
 fi
 "$VENV/bin/python" -c 'import torch; print("PyTorch", torch.__version__, "in build/peer-venv")'
 if ! ldconfig -p | grep -q libjemalloc.so.2; then

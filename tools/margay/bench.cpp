@@ -9,6 +9,7 @@
 #include "engine/error.h"
 #include "engine/names.h"
 #include "engine/parallel.h"
+#include "ops/precision.h"
 #include "tasks/train/process_memory.h"
 #include "tools/margay/bench_rows.h"
 #include "tools/margay/terminal.h"
@@ -54,7 +55,8 @@ Result measure(const BenchRow& row, const Timing& timing, Device device) {
           static_cast<int64_t>(milliseconds.size()), peak_rss_bytes()};
 }
 
-/// Rows called as wanted, or below it: "train" stands for all training rows. All rows where nothing is wanted.
+/// Rows called as wanted, or below it: "train" stands for all training rows. All but the large ones where nothing is
+/// wanted.
 std::vector<const BenchRow*> selected(const std::vector<BenchRow>& rows, const std::vector<std::string>& wanted) {
   std::vector<const BenchRow*> found;
   const auto matches = [](const std::string& row, const std::string& name) {
@@ -63,11 +65,11 @@ std::vector<const BenchRow*> selected(const std::vector<BenchRow>& rows, const s
   for (const BenchRow& row : rows) {
     const bool hit =
         std::any_of(wanted.begin(), wanted.end(), [&](const auto& name) { return matches(row.name, name); });
-    if (wanted.empty() || hit) found.push_back(&row);
+    if (hit || (wanted.empty() && !row.name.starts_with("large/"))) found.push_back(&row);
   }
   for (const std::string& name : wanted) {
     if (std::any_of(rows.begin(), rows.end(), [&](const BenchRow& row) { return matches(row.name, name); })) continue;
-    std::vector<std::string_view> names{"train", "generate", "mixer", "decode", "op"};
+    std::vector<std::string_view> names{"train", "generate", "mixer", "decode", "op", "large"};
     for (const BenchRow& row : rows) names.push_back(row.name);
     throw ConfigError(
         fmt::format("unknown row {}; the nearest is \"{}\"", margay::quoted(name), nearest_name(name, names)));
@@ -83,12 +85,15 @@ nlohmann::ordered_json as_json(const Result& result) {
                               {"threads", num_threads()}, {"peak_rss_bytes", result.peak_rss_bytes}};
   if (result.row->tokens > 0) json["tokens_per_second"] = per_second(static_cast<double>(result.row->tokens), result);
   if (result.row->flops > 0) json["gflops"] = per_second(result.row->flops, result) / 1e9;
+  if (result.row->bytes > 0) json["gigabytes_per_second"] = per_second(result.row->bytes, result) / 1e9;
   return json;
 }
 
 std::string as_line(const Result& result) {
   const BenchRow& row = *result.row;
-  const std::string speed = row.flops > 0 ? fmt::format("{:7.1f} GF/s", per_second(row.flops, result) / 1e9) : "";
+  const std::string speed = row.flops > 0   ? fmt::format("{:7.1f} GF/s", per_second(row.flops, result) / 1e9)
+                            : row.bytes > 0 ? fmt::format("{:7.1f} GB/s", per_second(row.bytes, result) / 1e9)
+                                            : "";
   const std::string tokens =
       row.tokens > 0 ? short_count(per_second(static_cast<double>(row.tokens), result)) + " tokens/s" : "";
   return fmt::format("{:40} {:9.3f} {:9.3f}  {:>10}  {:12} {}\n", row.name, result.median_ms, result.min_ms,
@@ -117,7 +122,7 @@ int run(const Arguments& arguments) {
   if (!line.parse(arguments)) return 0;
 
   std::vector<BenchRow> rows = training_rows();
-  for (auto more : {language_rows, mixer_rows, op_rows}) {
+  for (auto more : {language_rows, mixer_rows, op_rows, large_rows}) {
     for (BenchRow& row : more()) rows.push_back(std::move(row));
   }
   const std::vector<const BenchRow*> chosen = selected(rows, names);
@@ -129,6 +134,10 @@ int run(const Arguments& arguments) {
   for (const BenchRow* row : chosen) {
     if (list) {
       print_out(row->name + '\n');
+      continue;
+    }
+    if (row->needs_bf16 && device.type == DeviceType::cpu && !cpu_has_bf16_products()) {
+      print_error(fmt::format("{} is left out: this CPU has no instructions for products of bf16", row->name));
       continue;
     }
     const Result result = measure(*row, timing, device);

@@ -6,6 +6,7 @@
 #include "engine/autograd.h"
 #include "engine/device.h"
 #include "engine/rng.h"
+#include "ops/precision.h"
 #include "tasks/train/evaluate.h"
 #include "tasks/train/optimizer.h"
 #include "tools/margay/bench_rows.h"
@@ -13,7 +14,7 @@
 namespace margay::cli {
 namespace {
 
-constexpr int64_t kTrainedLength = 256, kTrainedBatch = 16, kPrompt = 128;
+constexpr int64_t kPrompt = 128;
 
 /// Four layers of attention and MLP over bytes: 3.5 million parameters.
 ModelConfig byte_model() {
@@ -29,20 +30,31 @@ ModelConfig byte_model() {
   return config;
 }
 
-std::vector<int32_t> random_bytes(int64_t count) {
+/// The shape of GPT-2 small: 124 million parameters.
+ModelConfig gpt_model() {
+  ModelConfig config = byte_model();
+  config.d_model = 768;
+  config.n_layers = 12;
+  config.n_heads = 12;
+  config.vocab_size = 50304;
+  config.max_seq_len = 1024;
+  return config;
+}
+
+std::vector<int32_t> random_words(int64_t count, int64_t vocabulary) {
   RandomStream random(1, 0);
-  std::vector<int32_t> bytes(static_cast<size_t>(count));
-  for (int32_t& byte : bytes) byte = static_cast<int32_t>(random.below(256));
-  return bytes;
+  std::vector<int32_t> words(static_cast<size_t>(count));
+  for (int32_t& word : words) word = static_cast<int32_t>(random.below(static_cast<uint64_t>(vocabulary)));
+  return words;
 }
 
 /// A batch with a label at every position.
-Batch random_batch() {
+Batch random_batch(int64_t examples, int64_t length, int64_t vocabulary) {
   Batch batch;
-  batch.examples = kTrainedBatch;
-  batch.columns = kTrainedLength;
-  batch.labels = kTrainedBatch * kTrainedLength;
-  batch.inputs = random_bytes(batch.labels + 1);
+  batch.examples = examples;
+  batch.columns = length;
+  batch.labels = examples * length;
+  batch.inputs = random_words(batch.labels + 1, vocabulary);
   batch.targets.assign(batch.inputs.begin() + 1, batch.inputs.end());
   batch.inputs.pop_back();
   batch.rows.resize(static_cast<size_t>(batch.labels));
@@ -50,10 +62,12 @@ Batch random_batch() {
   return batch;
 }
 
-std::function<void()> training_step(Device device) {
-  const auto model = std::make_shared<LanguageModel>(byte_model(), 1, DType::f32, device);
+std::function<void()> training_step(const ModelConfig& config, int64_t examples, int64_t length, Precision precision,
+                                    Device device) {
+  const auto model = std::make_shared<LanguageModel>(config, 1, DType::f32, device);
   const auto optimizer = std::make_shared<Optimizer>(model->parameters(), TrainConfig{});
-  return [=, batch = random_batch(), step = int64_t{0}]() mutable {
+  return [=, batch = random_batch(examples, length, config.vocab_size), step = int64_t{0}]() mutable {
+    const PrecisionScope scope(precision);
     LossSum sum;
     add_gradients(*model, batch, batch.labels, {}, sum);
     optimizer->update(step++, 1e-3);
@@ -64,8 +78,8 @@ std::function<void()> training_step(Device device) {
 /// One token more for each of `batch` texts, from the prompt on; the texts begin anew where the positions end.
 std::function<void()> generation_step(int64_t batch, Device device) {
   const auto model = std::make_shared<LanguageModel>(byte_model(), 1, DType::f32, device);
-  const Tensor prompt = from_values(random_bytes(batch * kPrompt), {batch, kPrompt}, device);
-  const Tensor next = from_values(random_bytes(batch), {batch, 1}, device);
+  const Tensor prompt = from_values(random_words(batch * kPrompt, 256), {batch, kPrompt}, device);
+  const Tensor next = from_values(random_words(batch, 256), {batch, 1}, device);
   const auto state = std::make_shared<ModelState>();
   return [=] {
     const NoGrad no_grad;
@@ -78,15 +92,24 @@ std::function<void()> generation_step(int64_t batch, Device device) {
   };
 }
 
+BenchRow training_row(const std::string& name, const ModelConfig& config, int64_t examples, int64_t length,
+                      Precision precision) {
+  return {.name = name,
+          .tokens = examples * length,
+          .needs_bf16 = precision == Precision::bf16,
+          .prepare = [=](Device device) { return training_step(config, examples, length, precision, device); }};
+}
+
 }  // namespace
 
 std::vector<BenchRow> language_rows() {
-  std::vector<BenchRow> rows{
-      {.name = "train/byte_lm-L256", .tokens = kTrainedBatch * kTrainedLength, .flops = 0, .prepare = training_step}};
+  std::vector<BenchRow> rows{training_row("train/byte_lm-L256", byte_model(), 16, 256, Precision::f32),
+                             training_row("train/byte_lm-L256-bf16", byte_model(), 16, 256, Precision::bf16),
+                             training_row("large/gpt-L1024", gpt_model(), 8, 1024, Precision::f32),
+                             training_row("large/gpt-L1024-bf16", gpt_model(), 8, 1024, Precision::bf16)};
   for (const int64_t batch : {1, 16}) {
     rows.push_back({.name = fmt::format("generate/byte_lm-B{}", batch),
                     .tokens = batch,
-                    .flops = 0,
                     .prepare = [batch](Device device) { return generation_step(batch, device); }});
   }
   return rows;

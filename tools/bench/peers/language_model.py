@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""PyTorch's side of the rows train/byte_lm-L256 and generate/byte_lm-B*: prints a JSON object.
+"""PyTorch's side of the rows train/byte_lm-*, large/gpt-* and generate/byte_lm-B*: prints a JSON object.
 
 A language model of bytes: four layers of attention (fused) and MLP, d=256, four heads, learned positions, pre-norm, tied
-head. A training step is forward, loss at every position, backward and AdamW (fused) on 16 windows of 256 bytes. A
-generation step feeds one byte for each of B texts through caches of keys and values that were allocated beforehand; a
-text begins anew, with 128 bytes, where it has reached 640.
+head; and one of the shape of GPT-2 small. A training step is forward, loss at every position, backward and AdamW (fused)
+on 16 windows of 256 bytes, or 8 of 1024 words; in rows that end in -bf16 under autocast. A generation step feeds one byte
+for each of B texts through caches of keys and values that were allocated beforehand; a text begins anew, with 128 bytes,
+where it has reached 640.
 """
 
 import argparse
@@ -12,40 +13,60 @@ import json
 import resource
 import statistics
 import time
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-VOCAB, WIDTH, LAYERS, HEADS, LONGEST, PROMPT = 256, 256, 4, 4, 640, 128
+PROMPT = 128
+
+
+@dataclass
+class Shape:
+    vocab: int
+    width: int
+    layers: int
+    heads: int
+    longest: int
+    batch: int = 0  # of a training step
+    length: int = 0
+
+
+BYTES = Shape(vocab=256, width=256, layers=4, heads=4, longest=640, batch=16, length=256)
+GPT = Shape(vocab=50304, width=768, layers=12, heads=12, longest=1024, batch=8, length=1024)
+TRAINING = {"train/byte_lm-L256": BYTES, "large/gpt-L1024": GPT}
 
 
 class Block(nn.Module):
-    def __init__(self):
+    def __init__(self, shape):
         super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
+        width = shape.width
+        self.heads = shape.heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x, cache=None, position=0):
-        batch, length, _ = x.shape
-        q, k, v = self.qkv(self.norm1(x)).view(batch, length, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
+        batch, length, width = x.shape
+        q, k, v = self.qkv(self.norm1(x)).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         if cache is not None:
             cache[0][:, :, position:position + length] = k
             cache[1][:, :, position:position + length] = v
             k, v = cache[0][:, :, :position + length], cache[1][:, :, :position + length]
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=length > 1)
-        x = x + self.out(mixed.transpose(1, 2).reshape(batch, length, WIDTH))
+        x = x + self.out(mixed.transpose(1, 2).reshape(batch, length, width))
         return x + self.down(F.gelu(self.up(self.norm2(x))))
 
 
 class Model(nn.Module):
-    def __init__(self):
+    def __init__(self, shape):
         super().__init__()
-        self.embed, self.positions = nn.Embedding(VOCAB, WIDTH), nn.Parameter(torch.randn(LONGEST, WIDTH) * 0.02)
+        self.embed = nn.Embedding(shape.vocab, shape.width)
+        self.positions = nn.Parameter(torch.randn(shape.longest, shape.width) * 0.02)
         nn.init.normal_(self.embed.weight, std=0.02)
-        self.blocks = nn.ModuleList(Block() for _ in range(LAYERS))
-        self.final_norm = nn.LayerNorm(WIDTH)
+        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
+        self.final_norm = nn.LayerNorm(shape.width)
 
     def forward(self, ids, caches=None, position=0):
         h = self.embed(ids) + self.positions[position:position + ids.shape[1]]
@@ -57,11 +78,18 @@ class Model(nn.Module):
 
 
 def training_step(options):
-    model = Model()
-    loss_of = torch.compile(lambda ids, targets: F.cross_entropy(model(ids).flatten(0, 1), targets.flatten())) \
-        if options.compile else lambda ids, targets: F.cross_entropy(model(ids).flatten(0, 1), targets.flatten())
+    shape = TRAINING[options.row.removesuffix("-bf16")]
+    model = Model(shape).to(options.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1, fused=True)
-    ids = torch.randint(VOCAB, (16, 257))
+    ids = torch.randint(shape.vocab, (shape.batch, shape.length + 1)).to(options.device)
+    rounds = options.row.endswith("-bf16")
+
+    def loss_of(ids, targets):
+        with torch.autocast(options.device, torch.bfloat16, enabled=rounds):
+            return F.cross_entropy(model(ids).flatten(0, 1), targets.flatten())
+
+    if options.compile:
+        loss_of = torch.compile(loss_of, **({"mode": "reduce-overhead"} if options.device == "cuda" else {}))
 
     def step():
         loss = loss_of(ids[:, :-1], ids[:, 1:])
@@ -71,32 +99,38 @@ def training_step(options):
         optimizer.step()
         loss.item()
 
-    return step, 16 * 256
+    return step, shape.batch * shape.length
 
 
 def generation_step(options, batch):
-    model = Model().eval()
-    caches = [[torch.zeros(batch, HEADS, LONGEST, WIDTH // HEADS) for _ in range(2)] for _ in range(LAYERS)]
-    prompt, following = torch.randint(VOCAB, (batch, PROMPT)), torch.randint(VOCAB, (batch, 1))
+    shape = BYTES
+    model = Model(shape).eval().to(options.device)
+    caches = [[torch.zeros(batch, shape.heads, shape.longest, shape.width // shape.heads, device=options.device)
+               for _ in range(2)] for _ in range(shape.layers)]
+    prompt = torch.randint(shape.vocab, (batch, PROMPT)).to(options.device)
+    following = torch.randint(shape.vocab, (batch, 1)).to(options.device)
     logits_of = torch.compile(model, dynamic=True) if options.compile else model
-    position = LONGEST
+    position = shape.longest
 
     @torch.inference_mode()
     def step():
         nonlocal position
-        if position == LONGEST:
+        if position == shape.longest:
             model(prompt, caches, 0)
             position = PROMPT
         logits_of(following, caches, position)
         position += 1
+        if options.device == "cuda":
+            torch.cuda.synchronize()
 
     return step, batch
 
 
 def main():
+    rows = [row + form for row in TRAINING for form in ("", "-bf16")] + ["generate/byte_lm-B1", "generate/byte_lm-B16"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--row", required=True, choices=["train/byte_lm-L256", "generate/byte_lm-B1",
-                                                         "generate/byte_lm-B16"])
+    parser.add_argument("--row", required=True, choices=rows)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--compile", action="store_true", help="torch.compile the model")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--warmup", type=int, default=5, help="steps before the time starts")
@@ -106,10 +140,10 @@ def main():
     imported = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     torch.set_num_threads(options.threads)
     torch.manual_seed(1)
-    if options.row.startswith("train/"):
-        step, tokens = training_step(options)
-    else:
+    if options.row.startswith("generate/"):
         step, tokens = generation_step(options, int(options.row.rpartition("-B")[2]))
+    else:
+        step, tokens = training_step(options)
     for _ in range(options.warmup):
         step()
     times = []

@@ -129,9 +129,11 @@ def measure(options):
     torch.manual_seed(1)
     generator = torch.Generator().manual_seed(1)
     batches = [mqar_batch(options.batch, options.length, generator) for _ in range(DIFFERENT_BATCHES)]
-    model = Model(options.model, options.length)
+    batches = [[part.to(options.device) for part in batch] for batch in batches]
+    model = Model(options.model, options.length).to(options.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1, fused=True)
-    loss_of = torch.compile(model) if options.compile else model
+    graphs = {"mode": "reduce-overhead"} if options.device == "cuda" else {}  # there compiled means CUDA graphs as well
+    loss_of = torch.compile(model, **graphs) if options.compile else model
 
     def step(n):
         ids, labels, rows = batches[n % DIFFERENT_BATCHES]
@@ -200,6 +202,7 @@ def main():
     parser.add_argument("--model", choices=MODELS, default="cat")
     parser.add_argument("--length", type=int, choices=sorted(PAIRS), default=64)
     parser.add_argument("--form", choices=["full", "gather"], default="full")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--compile", action="store_true", help="torch.compile the model")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
