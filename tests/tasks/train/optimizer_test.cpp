@@ -3,8 +3,10 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -139,6 +141,21 @@ TEST_CASE("optimizer: gradients that are not finite change nothing") {
     parameters[1].value.grad().fill(bad);
     CHECK_THROWS_WITH_AS(optimizer.update(0, 0.1), doctest::Contains("norm of the gradients"), DivergedError);
     CHECK(values_of(parameters) == before);
+  }
+}
+
+TEST_CASE("optimizer: a loss that is not finite changes nothing") {
+  Parameters parameters = made_up_parameters();
+  Optimizer optimizer(parameters, {});
+  const auto before = values_of(parameters);
+  for (const double loss : {std::numeric_limits<double>::infinity(), 1.0}) {
+    set_gradients(parameters, 0);
+    const std::array<double, 4> values = optimizer.hyper(0, 0.1);
+    const Tensor hyper = from_values(std::span<const double>(values), {4});
+    CHECK(std::isfinite(optimizer.apply(hyper, full({}, loss, DType::f64)).item()));
+    CHECK((values_of(parameters) == before) == !std::isfinite(loss));
+    CHECK(std::isnan(hyper.to_vector<double>()[3]) == !std::isfinite(loss));
+    CHECK_FALSE(parameters[0].value.grad().defined());
   }
 }
 
