@@ -1,10 +1,7 @@
 #include "tasks/train/optimizer.h"
 
-#include <fmt/format.h>
-
 #include <cmath>
 
-#include "engine/error.h"
 #include "engine/profiler.h"
 #include "engine/safetensors.h"
 #include "ops/grad_norm.h"
@@ -38,13 +35,6 @@ Tensor Optimizer::apply(const Tensor& hyper, const Tensor& loss) {
   hyper.view({}, {}, 3).copy_from(clip_coefficient(norm, config_.grad_clip, loss));
   adamw_step(values_, gradients, m_, v_, rules_, hyper, {config_.betas[0], config_.betas[1], config_.eps});
   forget_gradients();
-  return norm;
-}
-
-double Optimizer::update(int64_t step, double lr) {
-  const std::array<double, 4> values = hyper(step, lr);
-  const double norm = apply(from_values(std::span<const double>(values), {4}, values_.front().device())).item();
-  if (!std::isfinite(norm)) throw DivergedError(fmt::format("the norm of the gradients became {}", norm));
   return norm;
 }
 

@@ -30,9 +30,6 @@ class Optimizer {
   /// they are first scaled down to it. Where norm or loss (f64 [], undefined: none) is not finite, nothing changes.
   /// Returns the norm before, f64 []; hyper[3] becomes the clip coefficient, NaN where no step was taken.
   Tensor apply(const Tensor& hyper, const Tensor& loss = {});
-  /// The same for step t and a learning rate, when the norm is known. Throws DivergedError, with the parameters as they
-  /// were, where it is not finite.
-  double update(int64_t step, double lr);
   void forget_gradients();
 
   /// Moments of all parameters: NAME.m and NAME.v.

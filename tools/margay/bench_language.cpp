@@ -6,8 +6,8 @@
 #include "engine/autograd.h"
 #include "engine/device.h"
 #include "engine/rng.h"
-#include "tasks/train/evaluate.h"
 #include "tasks/train/optimizer.h"
+#include "tasks/train/training_step.h"
 #include "tools/margay/bench_rows.h"
 
 namespace margay::cli {
@@ -53,11 +53,13 @@ Batch random_batch() {
 std::function<void()> training_step(Device device) {
   const auto model = std::make_shared<LanguageModel>(byte_model(), 1, DType::f32, device);
   const auto optimizer = std::make_shared<Optimizer>(model->parameters(), TrainConfig{});
-  return [=, batch = random_batch(), step = int64_t{0}]() mutable {
-    LossSum sum;
-    add_gradients(*model, batch, batch.labels, {}, sum);
-    optimizer->update(step++, 1e-3);
-    backend(device).synchronize();
+  const auto step = std::make_shared<TrainingStep>(device, true);
+  return [=, batches = std::vector{random_batch()}, steps = int64_t{0}]() mutable {
+    step->start(
+        *model, *optimizer,
+        {.batches = batches, .labels = batches[0].labels, .place = steps, .hyper = optimizer->hyper(steps, 1e-3)});
+    step->finish(batches);
+    ++steps;
   };
 }
 
