@@ -2,8 +2,6 @@
 // The part of the CUDA runtime that Margay calls, on the memory of the host. All work is done when a call returns, but
 // for that of a stream which records it.
 
-#include <malloc.h>
-
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -44,16 +42,25 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, Kernel) {
   return cudaSuccess;
 }
 
+// Memory stands behind its size, so that what is read after its end can show as NaN.
+inline constexpr size_t kEmulatedAlignment = 256;
 inline cudaError_t cudaMalloc(void** memory, size_t bytes) {
   if (const cudaError_t status = cuda_emulator::check_unsafe_call(); status != cudaSuccess) return status;
-  *memory = bytes <= cudaDeviceProp{}.totalGlobalMem ? std::aligned_alloc(256, (bytes + 255) / 256 * 256) : nullptr;
-  return *memory ? cudaSuccess : cudaErrorMemoryAllocation;
+  if (bytes > cudaDeviceProp{}.totalGlobalMem) return cudaErrorMemoryAllocation;
+  const size_t rounded = (bytes + kEmulatedAlignment - 1) / kEmulatedAlignment * kEmulatedAlignment;
+  void* const begin = std::aligned_alloc(kEmulatedAlignment, kEmulatedAlignment + rounded);
+  if (!begin) return cudaErrorMemoryAllocation;
+  *static_cast<size_t*>(begin) = rounded;
+  *memory = static_cast<char*>(begin) + kEmulatedAlignment;
+  return cudaSuccess;
 }
-// What is read after its end shows as NaN.
 inline cudaError_t cudaFree(void* memory) {
   if (const cudaError_t status = cuda_emulator::check_unsafe_call(); status != cudaSuccess) return status;
-  if (memory) std::memset(memory, 0xff, malloc_usable_size(memory));
-  return std::free(memory), cudaSuccess;
+  if (!memory) return cudaSuccess;
+  void* const begin = static_cast<char*>(memory) - kEmulatedAlignment;
+  std::memset(memory, 0xff, *static_cast<size_t*>(begin));
+  std::free(begin);
+  return cudaSuccess;
 }
 inline cudaError_t cudaHostAlloc(void** memory, size_t bytes, unsigned) { return cudaMalloc(memory, bytes); }
 inline cudaError_t cudaFreeHost(void* memory) { return cudaFree(memory); }
