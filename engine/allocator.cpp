@@ -15,6 +15,7 @@ namespace margay {
 namespace {
 
 thread_local std::string_view current_op = "other";
+constinit thread_local MemoryPool* current_pool = nullptr;
 
 // Under AddressSanitizer every block starts as NaN, or -1 for integers, and ends in a red zone, and free memory may not
 // be touched.
@@ -38,6 +39,7 @@ struct CachingAllocator::Block {
   char* begin = nullptr;
   size_t bytes = 0;
   bool small = false;                          // which kind of segment it lies in
+  FreeLists* home = nullptr;                   // where it goes when it is free
   Block *previous = nullptr, *next = nullptr;  // neighbours in the same segment
   MemoryCounters* op = nullptr;                // whom it is booked under; none while it is free
   int64_t asked = 0;
@@ -52,6 +54,9 @@ bool CachingAllocator::BySize::operator()(const Block* a, size_t bytes) const { 
 OpScope::OpScope(std::string_view name) : outer_(current_op) { current_op = name; }
 OpScope::~OpScope() { current_op = outer_; }
 std::string_view OpScope::current() { return current_op; }
+
+PoolScope::PoolScope(MemoryPool& pool) : outer_(std::exchange(current_pool, &pool)) {}
+PoolScope::~PoolScope() { current_pool = outer_; }
 
 CachingAllocator::CachingAllocator(std::unique_ptr<SegmentSource> source) : source_(std::move(source)) {}
 
@@ -98,9 +103,10 @@ CachingAllocator::Allocation CachingAllocator::allocate(size_t bytes) {
   MemoryCounters& op = by_op_[current_op];
   const size_t size = round_up(std::max<size_t>(bytes, 1) + kRedZone, source_->alignment());
   const bool small = size <= kSmallBlock;
-  FreeBlocks& free = free_blocks(small);
+  MemoryPool* const pool = current_pool && &current_pool->allocator_ == this ? current_pool : nullptr;
+  FreeBlocks& free = (pool ? pool->free_ : shared_).of(small);
   const auto fit = free.lower_bound(size);
-  Block* const block = fit != free.end() ? *fit : take_segment(size, small);
+  Block* const block = fit != free.end() ? *fit : take_segment(size, small, pool);
   split(block, size);
   block->op = &op;
   block->asked = static_cast<int64_t>(bytes);
@@ -120,7 +126,7 @@ void CachingAllocator::free(Allocation allocation) noexcept {
   std::exchange(block->op, nullptr)->live -= block->asked;
   block = merge(block);
   forbid(block->begin, block->bytes);
-  free_blocks(block->small).insert(std::move(block->place));
+  block->home->of(block->small).insert(std::move(block->place));
 }
 
 void CachingAllocator::book(Allocation allocation, std::string_view op) {
@@ -133,18 +139,37 @@ void CachingAllocator::book(Allocation allocation, std::string_view op) {
 }
 
 // Growing in steps keeps the number of segments small; where the system refuses a large step, the bare need is tried.
-void* CachingAllocator::reserve(size_t bytes, size_t& length) {
+void* CachingAllocator::reserve(size_t bytes, size_t& length, bool may_release) {
   if (void* segment = source_->reserve(length)) return segment;
   length = round_up(bytes, kPage);
   if (void* segment = source_->reserve(length)) return segment;
+  if (!may_release) return nullptr;
   release_free_segments();
   return source_->reserve(length);
 }
 
-CachingAllocator::Block* CachingAllocator::take_segment(size_t bytes, bool small) {
+// For a pool: a segment that others have used and that is free as a whole.
+CachingAllocator::Block* CachingAllocator::take_shared_segment(size_t bytes, bool small, MemoryPool& pool) {
+  FreeBlocks& shared = shared_.of(small);
+  const auto whole = std::find_if(shared.lower_bound(bytes), shared.end(),
+                                  [](const Block* block) { return !block->previous && !block->next; });
+  if (whole == shared.end()) return nullptr;
+  Block* const segment = *whole;
+  pool.segments_.push_back(segment);
+  segment->home = &pool.free_;
+  pool.free_.of(small).insert(shared.extract(whole));
+  return segment;
+}
+
+// A device that records work must not be waited for, as giving a segment back does: a pool goes without that.
+CachingAllocator::Block* CachingAllocator::take_segment(size_t bytes, bool small, MemoryPool* pool) {
+  if (pool) {
+    if (Block* const shared = take_shared_segment(bytes, small, *pool)) return shared;
+    pool->segments_.reserve(pool->segments_.size() + 1);
+  }
   size_t length = small ? kSmallSegment : std::max(round_up(bytes, kHugePage), source_->large_segment());
   Block* const block = make_block();
-  void* const segment = reserve(bytes, length);
+  void* const segment = reserve(bytes, length, !pool);
   if (!segment) {
     retire(block);
     throw ResourceError(fmt::format("{}: out of memory: asked for {} bytes, live {}, peak {}, reserved {}",
@@ -155,19 +180,30 @@ CachingAllocator::Block* CachingAllocator::take_segment(size_t bytes, bool small
   block->begin = static_cast<char*>(segment);
   block->bytes = length;
   block->small = small;
-  free_blocks(small).insert(std::move(block->place));
+  block->home = pool ? &pool->free_ : &shared_;
+  if (pool) pool->segments_.push_back(block);
+  block->home->of(small).insert(std::move(block->place));
   return block;
+}
+
+void CachingAllocator::take_back(MemoryPool& pool) noexcept {
+  const std::lock_guard lock(mutex_);
+  for (Block* block : pool.segments_)
+    for (; block; block = block->next) block->home = &shared_;
+  shared_.small.merge(pool.free_.small);
+  shared_.large.merge(pool.free_.large);
 }
 
 // Takes a free block out of the set of free blocks, and puts what it is too long by back in.
 void CachingAllocator::split(Block* block, size_t bytes) {
-  FreeBlocks& free = free_blocks(block->small);
+  FreeBlocks& free = block->home->of(block->small);
   Block* const rest = block->bytes > bytes ? make_block() : nullptr;
   block->place = free.extract(free.find(block));
   if (!rest) return;
   rest->begin = block->begin + bytes;
   rest->bytes = block->bytes - bytes;
   rest->small = block->small;
+  rest->home = block->home;
   rest->previous = block;
   rest->next = std::exchange(block->next, rest);
   if (rest->next) rest->next->previous = rest;
@@ -177,7 +213,7 @@ void CachingAllocator::split(Block* block, size_t bytes) {
 
 // Joins a block that has just become free with its free neighbours; the result is not in the set of free blocks.
 CachingAllocator::Block* CachingAllocator::merge(Block* block) {
-  FreeBlocks& free = free_blocks(block->small);
+  FreeBlocks& free = block->home->of(block->small);
   const auto absorb_next = [this](Block* left) {
     Block* const right = left->next;
     left->bytes += right->bytes;
@@ -243,7 +279,7 @@ void CachingAllocator::release_unused() {
 }
 
 void CachingAllocator::release_free_segments() {
-  for (FreeBlocks* free : {&free_small_, &free_large_}) {
+  for (FreeBlocks* free : {&shared_.small, &shared_.large}) {
     for (auto it = free->begin(); it != free->end();) {
       if ((*it)->previous || (*it)->next) {
         ++it;

@@ -8,6 +8,7 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <vector>
 
 namespace margay {
 
@@ -32,6 +33,8 @@ class SegmentSource {
   /// Whether the memory can be read and written by the CPU.
   virtual bool on_host() const { return true; }
 };
+
+class MemoryPool;
 
 /// Keeps freed memory for the next request instead of giving it back: first touch of fresh memory costs more than most
 /// kernels that fill it. Best fit (the lowest address among equals), splitting, and merging of free neighbours: once
@@ -67,10 +70,12 @@ class CachingAllocator {
   std::map<std::string, int64_t> live_at_peak() const;
   /// Lets `peak` start again from what is live now.
   void reset_peak();
-  /// Gives segments with nothing live in them back to the system.
+  /// Gives segments with nothing live in them back to the system; those of a MemoryPool stay.
   void release_unused();
+  std::string_view name() const { return source_->name(); }
 
  private:
+  friend class MemoryPool;
   static constexpr size_t kSmallBlock = size_t{64} << 10, kSmallSegment = size_t{1} << 20;
 
   struct BySize {
@@ -79,14 +84,19 @@ class CachingAllocator {
     bool operator()(const Block* a, size_t bytes) const;
   };
   using FreeBlocks = std::set<Block*, BySize>;
+  struct FreeLists {
+    FreeBlocks small, large;
+    FreeBlocks& of(bool is_small) { return is_small ? small : large; }
+  };
 
-  FreeBlocks& free_blocks(bool small) { return small ? free_small_ : free_large_; }
-  Block* take_segment(size_t bytes, bool small);
+  Block* take_segment(size_t bytes, bool small, MemoryPool* pool);
+  Block* take_shared_segment(size_t bytes, bool small, MemoryPool& pool);
+  void take_back(MemoryPool& pool) noexcept;
   Block* make_block();
   void retire(Block* block) noexcept;
   std::unordered_map<std::string_view, int64_t> live_by_op() const;
   void keep_peak() noexcept;
-  void* reserve(size_t bytes, size_t& length);
+  void* reserve(size_t bytes, size_t& length, bool may_release);
   void split(Block* block, size_t bytes);
   Block* merge(Block* block);
   void release_free_segments();
@@ -95,12 +105,41 @@ class CachingAllocator {
 
   std::unique_ptr<SegmentSource> source_;
   mutable std::mutex mutex_;
-  FreeBlocks free_small_, free_large_;
+  FreeLists shared_;        // of all segments that are in no pool
   Block* spare_ = nullptr;  // blocks that stand for no memory now, linked by `next`
   MemoryCounters counters_;
   std::unordered_map<std::string_view, MemoryCounters> by_op_;
   std::unordered_map<std::string_view, int64_t> at_peak_;  // live bytes, kept by the first event after the peak
   bool is_at_peak_ = false;
+};
+
+/// Segments of an allocator which serve only what is allocated inside a PoolScope. Recorded work holds addresses in
+/// them, and no other tensor gets these before the pool is gone; then the segments serve all again. Tensors in it may
+/// outlive the pool, which may not outlive the allocator.
+class MemoryPool {
+ public:
+  explicit MemoryPool(CachingAllocator& allocator) : allocator_(allocator) {}
+  ~MemoryPool() { allocator_.take_back(*this); }
+  MemoryPool(const MemoryPool&) = delete;
+  MemoryPool& operator=(const MemoryPool&) = delete;
+
+ private:
+  friend class CachingAllocator;
+  CachingAllocator& allocator_;
+  CachingAllocator::FreeLists free_;
+  std::vector<CachingAllocator::Block*> segments_;  // the first block of each, which is never merged into another
+};
+
+/// While it lives, what this thread takes from the pool's allocator comes from the pool.
+class PoolScope {
+ public:
+  explicit PoolScope(MemoryPool& pool);
+  ~PoolScope();
+  PoolScope(const PoolScope&) = delete;
+  PoolScope& operator=(const PoolScope&) = delete;
+
+ private:
+  MemoryPool* outer_;
 };
 
 /// Names the op that memory is booked under while the scope lives. `name` must outlive the process's allocations:

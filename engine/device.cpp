@@ -25,6 +25,10 @@ DeviceBackend& backend(Device device) {
   return device.type == DeviceType::cpu ? cpu_backend() : cuda_backend(device.index);
 }
 
+std::unique_ptr<DeviceGraph> DeviceBackend::capture(std::shared_ptr<MemoryPool>, const std::function<void()>&) {
+  throw CaptureError(fmt::format("{}: work cannot be recorded on this device", allocator().name()));
+}
+
 std::string to_string(Device device) {
   if (device.type == DeviceType::cpu) return "cpu";
   return device.index == 0 ? "cuda" : fmt::format("cuda:{}", device.index);

@@ -1,5 +1,7 @@
 #pragma once
 #include <cstddef>
+#include <functional>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -15,6 +17,14 @@ struct Region {
   void* data = nullptr;
   DType dtype = DType::f32;
   Shape shape, strides;
+};
+
+/// Work that a device has recorded, to be run as a whole as often as wanted.
+class DeviceGraph {
+ public:
+  virtual ~DeviceGraph() = default;
+  /// Hands the work to the device: it runs on what its tensors hold by then.
+  virtual void replay() = 0;
 };
 
 /// What the engine needs of a device. Everything else is an op.
@@ -35,6 +45,14 @@ class DeviceBackend {
   virtual void synchronize() = 0;
   /// The cudaStream_t on which kernels run; nullptr on the CPU.
   virtual void* stream() const { return nullptr; }
+
+  virtual bool can_capture() const { return false; }
+  /// Records what `work` hands to the device, without running it. Memory that `work` takes comes from `pool`, a pool of
+  /// allocator(). The graph keeps the pool, and all tensors from before that `work` uses. Graphs that share a pool
+  /// write over each other's memory: a result that is to outlast the next replay is copied to a tensor from before. No
+  /// other thread may use the device meanwhile. Throws CaptureError where `work` copies to or from the host or waits
+  /// for the device, or where the device records nothing; passes on what `work` throws.
+  virtual std::unique_ptr<DeviceGraph> capture(std::shared_ptr<MemoryPool> pool, const std::function<void()>& work);
 };
 
 /// Throws DeviceError where the device does not exist, with the reason.

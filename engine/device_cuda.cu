@@ -8,8 +8,10 @@
 #include <mutex>
 #include <string>
 
+#include "engine/capture.h"
 #include "engine/cuda/check.cuh"
 #include "engine/cuda/elements.cuh"
+#include "engine/cuda/graph.cuh"
 #include "engine/device.h"
 #include "engine/error.h"
 #include "engine/scratch.h"
@@ -140,6 +142,7 @@ class CudaBackend : public DeviceBackend {
   void accumulate(const Region& to, const Region& from) override { cuda::accumulate(context(), to, from, allocator_); }
 
   bool all_finite(const Region& region) override {
+    refuse_in_capture("a question for values");
     const Cuda here = context();
     const Scratch flag(allocator_, sizeof(int32_t));
     MARGAY_CUDA_CHECK(cudaMemsetAsync(flag.data(), 0, sizeof(int32_t), stream_));
@@ -150,16 +153,19 @@ class CudaBackend : public DeviceBackend {
   }
 
   void copy_from_host(void* to, const void* from, size_t bytes) override {
+    refuse_in_capture("a copy from the host");
     make_current();
     const std::lock_guard lock(staging_mutex_);
     staging().to_device(static_cast<char*>(to), static_cast<const char*>(from), bytes, stream_);
   }
   void copy_to_host(void* to, const void* from, size_t bytes) override {
+    refuse_in_capture("a copy to the host");
     make_current();
     const std::lock_guard lock(staging_mutex_);
     staging().to_host(static_cast<char*>(to), static_cast<const char*>(from), bytes, stream_);
   }
   void synchronize() override {
+    refuse_in_capture("a wait for the device");
     make_current();
     MARGAY_CUDA_CHECK(cudaStreamSynchronize(stream_));
   }
@@ -168,10 +174,22 @@ class CudaBackend : public DeviceBackend {
     return stream_;
   }
 
+  bool can_capture() const override { return true; }
+  std::unique_ptr<DeviceGraph> capture(std::shared_ptr<MemoryPool> pool, const std::function<void()>& work) override {
+    make_current();
+    return cuda::capture(*this, std::move(pool), work);
+  }
+
  private:
   /// Kernels and allocations go to the device that is current on their thread.
   void make_current() const { MARGAY_CUDA_CHECK(cudaSetDevice(index_)); }
   Cuda context() const { return Cuda{stream(), index_}; }
+  // A copy would be recorded with the buffer it went through, which by the time of a replay holds something else.
+  void refuse_in_capture(const char* what) const {
+    if (!Capture::current()) return;
+    throw CaptureError(name_of_device(index_) + ": " + what + " cannot be recorded, in " +
+                       std::string(OpScope::current()));
+  }
   Staging& staging() {
     if (!staging_) staging_ = std::make_unique<Staging>();
     return *staging_;

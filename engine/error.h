@@ -53,4 +53,10 @@ class DeviceError : public Error {
   using Error::Error;
 };
 
+/// Work that a device cannot record for later: it waits for the host in its middle.
+class CaptureError : public DeviceError {
+ public:
+  using DeviceError::DeviceError;
+};
+
 }  // namespace margay

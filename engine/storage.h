@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <string_view>
 
+#include "engine/capture.h"
 #include "engine/device.h"
 
 namespace margay {
@@ -26,6 +27,8 @@ class Storage {
   /// Counts in-place changes, so that a saved tensor that was changed is found out.
   uint64_t version() const { return version_; }
   void bump_version() { ++version_; }
+  /// The capture during which it was made; 0 for none.
+  uint64_t capture() const { return capture_; }
   /// Counts the memory under another op than the one that was running when it was allocated.
   void book_under(std::string_view op) { allocator_.book(allocation_, op); }
 
@@ -35,6 +38,7 @@ class Storage {
   CachingAllocator& allocator_;
   CachingAllocator::Allocation allocation_;
   uint64_t version_ = 0;
+  uint64_t capture_ = Capture::current_number();
 };
 
 }  // namespace margay

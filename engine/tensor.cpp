@@ -89,6 +89,7 @@ int64_t Tensor::dim(int axis) const {
 void* Tensor::checked_data(DType dtype, bool contiguous) const {
   if (impl().dtype != dtype) throw std::logic_error(fmt::format("{} read as {}", describe(*this), name_of(dtype)));
   if (contiguous && !impl_->contiguous) throw std::logic_error(describe(*this) + " is not contiguous");
+  if (Capture* const capture = Capture::current()) capture->use(impl_->storage);
   return static_cast<char*>(impl_->storage->data()) + impl_->offset * static_cast<int64_t>(size_of(dtype));
 }
 

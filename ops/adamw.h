@@ -23,8 +23,8 @@ struct AdamWRule {
 /// params, m and v are changed in place: contiguous, of one float dtype, m[i] and v[i] of the shape of params[i]. A
 /// tensor without a gradient (undefined) is left as it is. rules[i] holds for params[i]. What changes
 /// from step to step lies on the device: hyper f64 [4] = {lr, correction1 = 1 - beta1^t, correction2 = 1 - beta2^t,
-/// clip}. Call it while recording is off. Throws OpError where sizes or dtypes do not fit. Loshchilov & Hutter 2019,
-/// arXiv:1711.05101, algorithm 2.
+/// clip}; no step is taken, and nothing changed, where clip is NaN. Call it while recording is off. Throws OpError
+/// where sizes or dtypes do not fit. Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2.
 void adamw_step(std::span<const Tensor> params, std::span<const Tensor> grads, std::span<const Tensor> m,
                 std::span<const Tensor> v, std::span<const AdamWRule> rules, const Tensor& hyper,
                 const AdamWOptions& options = {});

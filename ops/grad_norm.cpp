@@ -17,10 +17,12 @@ const Op op{"global_norm", no_grad("used on gradients only"), [] {
 
 const Op clip_op{"clip_coefficient", no_grad("used on gradients only"), [] {
                    const auto call = [](const Tensors& in) {
-                     return Tensors{clip_coefficient(in[0].detach().to(DType::f64), 0.5)};
+                     const Tensor loss = in.size() > 1 ? in[1].detach().to(DType::f64) : Tensor();
+                     return Tensors{clip_coefficient(in[0].detach().to(DType::f64), 0.5, loss)};
                    };
                    return Samples{{.inputs = {real({}, 0, 0.4)}, .call = call},
-                                  {.inputs = {real({}, 1, 9)}, .call = call, .name = "clipped"}};
+                                  {.inputs = {real({}, 1, 9)}, .call = call, .name = "clipped"},
+                                  {.inputs = {real({}, 1, 9), real({})}, .call = call, .name = "with a loss"}};
                  }};
 
 }  // namespace
@@ -48,12 +50,16 @@ Tensor global_norm(std::span<const Tensor> tensors) {
   return norm;
 }
 
-Tensor clip_coefficient(const Tensor& norm, double max_norm) {
+Tensor clip_coefficient(const Tensor& norm, double max_norm, const Tensor& loss) {
   clip_op.require(norm.defined() && norm.dtype() == DType::f64 && norm.ndim() == 0, "norm", norm, "f64[]");
   clip_op.require(max_norm >= 0, "max_norm", max_norm, "0 (no clipping) or more");
+  if (loss.defined()) {
+    clip_op.require_like("loss", loss, "norm", norm);
+    clip_op.require(loss.ndim() == 0, "loss", loss, "f64[]");
+  }
   const Tensor coefficient = empty_like(norm);
   clip_op.launch<kernels::ClipCoefficient>(norm, [&]<class T>(kernels::ClipCoefficient<T>& a) {
-    a = {norm.data<T>(), coefficient.data<T>(), max_norm};
+    a = {norm.data<T>(), loss.defined() ? loss.data<T>() : nullptr, coefficient.data<T>(), max_norm};
   });
   return coefficient;
 }

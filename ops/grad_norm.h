@@ -12,9 +12,10 @@ namespace margay {
 Tensor global_norm(std::span<const Tensor> tensors);
 
 /// What gradients of this norm are to be multiplied by so that their norm is at most max_norm:
-/// min(1, max_norm / (norm + 1e-6)); 1 where max_norm is 0, i.e. no clipping. norm and result are 0-d f64 on the
-/// device; a norm of NaN gives NaN. Throws OpError for a negative max_norm.
-Tensor clip_coefficient(const Tensor& norm, double max_norm);
+/// min(1, max_norm / (norm + 1e-6)); 1 where max_norm is 0, i.e. no clipping. NaN, with which adamw_step takes no step,
+/// where the norm or the loss is NaN or infinite. norm, loss (undefined: none) and result are 0-d f64 on one device.
+/// Throws OpError for other tensors and for a negative max_norm.
+Tensor clip_coefficient(const Tensor& norm, double max_norm, const Tensor& loss = {});
 
 namespace kernels {
 
@@ -32,7 +33,7 @@ struct GlobalNorm {
 template <class T>
 struct ClipCoefficient {
   using dtypes = Types<double>;
-  const T* norm;
+  const T *norm, *loss;  // loss may be null
   T* coefficient;
   double max_norm;
 };

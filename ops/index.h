@@ -14,7 +14,7 @@ struct AxisSplit {
 };
 
 /// Throws OpError of `op` for `arg` unless `index` is an i32 tensor on the device of `like` with values in [0, size),
-/// naming the first that is not. -1 is let through too if `or_missing`.
+/// naming the first that is not. -1 is let through too if `or_missing`. Waits for the device, unless TrustedIndices.
 /// Returns the index, contiguous.
 Tensor checked_index(const Op& op, const char* arg, const Tensor& index, const Tensor& like, int64_t size,
                      bool or_missing = false);

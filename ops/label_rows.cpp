@@ -1,6 +1,7 @@
 #include "ops/label_rows.h"
 
 #include "engine/launch.h"
+#include "ops/trusted_indices.h"
 
 namespace margay {
 
@@ -11,6 +12,7 @@ Tensor label_rows(const Op& op, const Tensor& targets, int64_t classes) {
   op.launch<kernels::FindLabels>(ids, [&]<class T>(kernels::FindLabels<T>& a) {
     a = {ids.data<T>(), rows.data<T>(), result.data<int64_t>(), R, classes};
   });
+  if (TrustedIndices::enabled()) return rows;
   const std::vector<int64_t> found = result.to_vector<int64_t>();
   if (found[1] >= 0) {
     const Tensor bad = ids.view({}, {}, found[1]);

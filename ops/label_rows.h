@@ -9,7 +9,8 @@ namespace margay {
 inline constexpr int32_t kIgnoredTarget = -100;
 
 /// Which rows of `targets` i32 [R] carry a label, in ascending order: i32 [n]. Throws OpError in the name of `op`
-/// unless every target is kIgnoredTarget or in [0, classes). Waits for the device.
+/// unless every target is kIgnoredTarget or in [0, classes). Waits for the device, unless TrustedIndices: then all
+/// rows.
 Tensor label_rows(const Op& op, const Tensor& targets, int64_t classes);
 
 namespace kernels {

@@ -62,6 +62,7 @@ std::vector<ConfigKey> keys_of(TrainConfig& t) {
       {"train.grad_accumulation", &t.grad_accumulation, whole(1, kLargestBatch)},
       {"train.grad_clip", &t.grad_clip, real(0)},
       {"train.precision", &t.precision, one_of({"f32", "bf16"})},
+      {"train.cuda_graph", &t.cuda_graph},
       {"train.shuffle", &t.shuffle},
       {"train.eval_every", &t.eval_every, whole(0)},
       {"train.stop_accuracy", &t.stop_accuracy, real(0, 1)},

@@ -2,6 +2,7 @@
 #include "engine/parallel.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "ops/cpu/simd.h"
 
@@ -10,6 +11,7 @@ namespace margay::kernels {
 template <class T>
 void run(Cpu cpu, const AdamW<T>& a) {
   using Vec = simd::Vec<T>;
+  if (std::isnan(a.hyper[3])) return;
   const double correction1 = a.hyper[1], correction2 = a.hyper[2];
   const Vec clip(static_cast<T>(a.hyper[3])), eps(static_cast<T>(a.options.eps));
   const Vec beta1(static_cast<T>(a.options.beta1)), rest1(static_cast<T>(1 - a.options.beta1));

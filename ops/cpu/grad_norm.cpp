@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 namespace margay::kernels {
 namespace {
@@ -42,7 +43,8 @@ void run(Cpu cpu, const GlobalNorm<T>& a) {
 template <class T>
 void run(Cpu, const ClipCoefficient<T>& a) {
   const T ratio = static_cast<T>(a.max_norm) / (*a.norm + T(1e-6));
-  *a.coefficient = a.max_norm == 0 || ratio > 1 ? T(1) : ratio;
+  const bool finite = std::isfinite(*a.norm) && (!a.loss || std::isfinite(*a.loss));
+  *a.coefficient = !finite ? std::numeric_limits<T>::quiet_NaN() : a.max_norm == 0 || ratio > 1 ? T(1) : ratio;
 }
 
 template void run(Cpu, const GlobalNorm<float>&);

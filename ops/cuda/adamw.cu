@@ -12,6 +12,7 @@ template <class T>
 __global__ void __launch_bounds__(cuda::kThreads)
     step(cuda::TableChunk<AdamWTensor> table, const double* hyper, AdamWOptions options) {
   using A = acc_t<T>;
+  if (std::isnan(hyper[3])) return;
   const int64_t block = table.first_block + blockIdx.x;
   const AdamWTensor& tensor = table.entries[table.find(block)];
   const int64_t begin = (block - tensor.first_block) * AdamW<T>::kBlock;

@@ -1,5 +1,7 @@
 #include "ops/grad_norm.h"
 
+#include <limits>
+
 #include "ops/cuda/rows.cuh"
 #include "ops/cuda/tensor_table.cuh"
 
@@ -29,7 +31,8 @@ __global__ void __launch_bounds__(cuda::kThreads) add_squares(const double* sums
 template <class T>
 __global__ void clip(ClipCoefficient<T> a) {
   const T ratio = static_cast<T>(a.max_norm) / (*a.norm + T(1e-6));
-  *a.coefficient = a.max_norm == 0 || ratio > 1 ? T(1) : ratio;
+  const bool finite = std::isfinite(*a.norm) && (!a.loss || std::isfinite(*a.loss));
+  *a.coefficient = !finite ? std::numeric_limits<T>::quiet_NaN() : a.max_norm == 0 || ratio > 1 ? T(1) : ratio;
 }
 
 }  // namespace

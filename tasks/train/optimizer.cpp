@@ -1,10 +1,7 @@
 #include "tasks/train/optimizer.h"
 
-#include <fmt/format.h>
-
 #include <cmath>
 
-#include "engine/error.h"
 #include "engine/profiler.h"
 #include "engine/safetensors.h"
 #include "ops/grad_norm.h"
@@ -23,23 +20,22 @@ Optimizer::Optimizer(const Parameters& parameters, const TrainConfig& config) : 
   }
 }
 
-double Optimizer::update(int64_t step, double lr) {
+std::array<double, 4> Optimizer::hyper(int64_t step, double lr) const {
+  const auto& [beta1, beta2] = config_.betas;
+  const auto t = static_cast<double>(step + 1);
+  return {lr, 1 - std::pow(beta1, t), 1 - std::pow(beta2, t), 1};
+}
+
+Tensor Optimizer::apply(const Tensor& hyper, const Tensor& loss) {
   const ProfileScope profile("optimizer");
   const NoGrad no_grad;
   Tensors gradients;
   for (const Tensor& value : values_) gradients.push_back(value.grad());
   const Tensor norm = global_norm(gradients);
-  const double norm_value = norm.item();
-  if (!std::isfinite(norm_value)) throw DivergedError(fmt::format("the norm of the gradients became {}", norm_value));
-
-  const auto& [beta1, beta2] = config_.betas;
-  const auto t = static_cast<double>(step + 1);
-  const Tensor hyper =
-      from_values({lr, 1 - std::pow(beta1, t), 1 - std::pow(beta2, t), 1.0}, {4}, values_.front().device());
-  hyper.view({}, {}, 3).copy_from(clip_coefficient(norm, config_.grad_clip));
-  adamw_step(values_, gradients, m_, v_, rules_, hyper, {beta1, beta2, config_.eps});
+  hyper.view({}, {}, 3).copy_from(clip_coefficient(norm, config_.grad_clip, loss));
+  adamw_step(values_, gradients, m_, v_, rules_, hyper, {config_.betas[0], config_.betas[1], config_.eps});
   forget_gradients();
-  return norm_value;
+  return norm;
 }
 
 void Optimizer::forget_gradients() {

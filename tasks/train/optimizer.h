@@ -1,4 +1,5 @@
 #pragma once
+#include <array>
 #include <string>
 #include <vector>
 
@@ -21,10 +22,14 @@ class Optimizer {
   /// The parameters' tensors are shared with the model.
   Optimizer(const Parameters& parameters, const TrainConfig& config);
 
-  /// Takes step t = step + 1 with the gradients that backward() has left, and forgets them. Where their norm over all
-  /// parameters exceeds train.grad_clip > 0, they are first scaled down to it. Returns the norm before. Throws
-  /// DivergedError, with the parameters as they were, where it is not finite.
-  double update(int64_t step, double lr);
+  /// What changes from step to step, for apply(): {lr, 1 - b1^t, 1 - b2^t, room for the clip coefficient}, t = step
+  /// + 1.
+  std::array<double, 4> hyper(int64_t step, double lr) const;
+  /// Takes the step that `hyper` f64 [4] on the device tells, with the gradients that backward() has left, and forgets
+  /// them; it does not wait for the device. Where the gradients' norm over all parameters exceeds train.grad_clip > 0,
+  /// they are first scaled down to it. Where norm or loss (f64 [], undefined: none) is not finite, nothing changes.
+  /// Returns the norm before, f64 []; hyper[3] becomes the clip coefficient, NaN where no step was taken.
+  Tensor apply(const Tensor& hyper, const Tensor& loss = {});
   void forget_gradients();
 
   /// Moments of all parameters: NAME.m and NAME.v.

@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <exception>
 #include <string_view>
+#include <utility>
 
 #include "engine/device.h"
 #include "engine/error.h"
@@ -20,9 +22,9 @@ namespace {
 
 /// What may differ between a checkpoint and the run that goes on from it. Landmarks learn while all blocks are
 /// retrieved; then a run may go on with fewer.
-constexpr std::array<std::string_view, 6> kMayChange = {"train.steps",         "train.epochs",
-                                                        "train.eval_every",    "train.checkpoint_every",
-                                                        "train.stop_accuracy", "model.lcat.top_k"};
+constexpr std::array<std::string_view, 7> kMayChange = {
+    "train.steps",         "train.epochs",     "train.eval_every", "train.checkpoint_every",
+    "train.stop_accuracy", "train.cuda_graph", "model.lcat.top_k"};
 
 Config checked(const Config& config) {
   validate(config);
@@ -60,6 +62,7 @@ Trainer::Trainer(const Config& config, Device device)
       task_(make_task(config)),
       model_(config.model, static_cast<uint64_t>(config.train.seed), DType::f32, device),
       optimizer_(model_.parameters(), config.train),
+      training_step_(device, config.train.cuda_graph),
       start_(Clock::now()) {
   const int64_t examples_per_step = config.train.batch_size * config.train.grad_accumulation;
   steps_per_epoch_ = (config.task.train_examples + examples_per_step - 1) / examples_per_step;
@@ -77,48 +80,59 @@ double Trainer::seconds_since_start() const {
   return seconds_before_ + std::chrono::duration<double>(Clock::now() - start_).count();
 }
 
-int64_t Trainer::make_batches() {
+void Trainer::make_data(const Place& place, StepData& data) {
   const ProfileScope profile("data");
   const TrainConfig& train = config_.train;
+  data.place.step = -1;  // nothing, if it fails
   const int64_t size = train.batch_size, all = size * train.grad_accumulation;
-  const int64_t left = steps_per_epoch_ > 0 ? std::min(all, config_.task.train_examples - state_.next_example) : all;
-  const int64_t seq_len = batch_seq_len(*task_, train.seed, state_.step);
-  if (train.shuffle && steps_per_epoch_ > 0 && order_epoch_ != state_.epoch) {
-    order_ = shuffled_order(config_.task.train_examples, train.seed, state_.epoch);
-    order_epoch_ = state_.epoch;
+  const int64_t left = steps_per_epoch_ > 0 ? std::min(all, config_.task.train_examples - place.next_example) : all;
+  const int64_t seq_len = batch_seq_len(*task_, train.seed, place.step);
+  if (train.shuffle && steps_per_epoch_ > 0 && order_epoch_ != place.epoch) {
+    order_ = shuffled_order(config_.task.train_examples, train.seed, place.epoch);
+    order_epoch_ = place.epoch;
   }
-  batches_.resize(static_cast<size_t>((left + size - 1) / size));
-  int64_t labels = 0;
-  for (size_t i = 0; i < batches_.size(); ++i) {
-    const int64_t done = static_cast<int64_t>(i) * size, first = state_.next_example + done;
+  data.batches.resize(static_cast<size_t>((left + size - 1) / size));
+  data.labels = data.tokens = 0;
+  for (size_t i = 0; i < data.batches.size(); ++i) {
+    Batch& batch = data.batches[i];
+    const int64_t done = static_cast<int64_t>(i) * size, first = place.next_example + done;
     const int64_t examples = std::min(size, left - done);
     if (order_.empty()) {
-      make_batch(*task_, Split::train, first, examples, seq_len, num_threads(), batches_[i]);
+      make_batch(*task_, Split::train, first, examples, seq_len, num_threads(), batch);
     } else {
-      make_batch(*task_, Split::train, std::span(order_).subspan(first, examples), seq_len, num_threads(), batches_[i]);
+      make_batch(*task_, Split::train, std::span(order_).subspan(first, examples), seq_len, num_threads(), batch);
     }
-    labels += batches_[i].labels;
+    data.labels += batch.labels;
+    data.tokens += batch.examples * batch.columns;
   }
-  state_.next_example += left;
-  if (steps_per_epoch_ > 0 && state_.next_example == config_.task.train_examples) {
-    state_.next_example = 0;
-    ++state_.epoch;
+  data.next = {place.step + 1, place.epoch, place.next_example + left};
+  if (steps_per_epoch_ > 0 && data.next.next_example == config_.task.train_examples) {
+    data.next.next_example = 0;
+    ++data.next.epoch;
   }
-  return labels;
+  data.place = place;
+}
+
+// Where the device works by itself, the batches of the next step are made meanwhile. An error waits for that step.
+void Trainer::make_next_data() {
+  if (device_.type == DeviceType::cpu || data_.next.step >= total_steps_) return;
+  try {
+    make_data(data_.next, next_data_);
+  } catch (const std::exception&) {
+    next_data_.place = {};
+  }
 }
 
 Metrics Trainer::step() {
   const ProfileScope profile("step");
   const Clock::time_point begin = Clock::now();
-  const TrainState before = state_;
+  const int64_t tokens_before = state_.tokens;
   Metrics metrics;
   try {
     metrics = take_step();
   } catch (const DivergedError& error) {
-    state_ = before;
     throw DivergedError(fmt::format("{} at step {}", error.what(), state_.step + 1));
   }
-  backend(device_).synchronize();
   const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
   ++state_.step;
   state_.train_seconds += seconds;
@@ -127,29 +141,39 @@ Metrics Trainer::step() {
   metrics.step = state_.step;
   metrics.epoch = state_.epoch;
   metrics.tokens = state_.tokens;
-  metrics.tokens_per_second = static_cast<double>(state_.tokens - before.tokens) / seconds;
+  metrics.tokens_per_second = static_cast<double>(state_.tokens - tokens_before) / seconds;
   metrics.seconds = state_.seconds;
   metrics.peak_bytes = backend(device_).allocator().counters().peak;
   return metrics;
 }
 
 Metrics Trainer::take_step() {
-  const int64_t labels = make_batches();
-  optimizer_.forget_gradients();  // of a step that diverged
-  LossSum sum;
-  const PrecisionScope precision(precision_);
-  for (size_t i = 0; i < batches_.size(); ++i) {
-    // Each batch of a step draws its dropout masks from a place of its own.
-    const int64_t place = state_.step * config_.train.grad_accumulation + static_cast<int64_t>(i);
-    add_gradients(model_, batches_[i], labels, from_values({state_.seed, place}, {2}, device_), sum);
-    state_.tokens += batches_[i].examples * batches_[i].columns;
+  const Place place{state_.step, state_.epoch, state_.next_example};
+  if (next_data_.place == place) {
+    std::swap(data_, next_data_);
+  } else {
+    make_data(place, data_);
   }
+  if (data_.labels == 0) throw DivergedError(fmt::format("the loss became {}", LossSum().mean_loss()));
   Metrics metrics;
-  metrics.loss = sum.mean_loss();
-  metrics.train_accuracy = sum.accuracy();
   metrics.lr = learning_rate(config_.train, state_.step, total_steps_);
+  const PrecisionScope precision(precision_);
+  training_step_.start(model_, optimizer_,
+                       {.batches = data_.batches,
+                        .labels = data_.labels,
+                        .seed = state_.seed,
+                        .place = state_.step * config_.train.grad_accumulation,
+                        .hyper = optimizer_.hyper(state_.step, metrics.lr)});
+  make_next_data();
+  const StepResult result = training_step_.finish(data_.batches);
+  metrics.loss = result.sum.mean_loss();
+  metrics.train_accuracy = result.sum.accuracy();
+  metrics.grad_norm = result.grad_norm;
   if (!std::isfinite(metrics.loss)) throw DivergedError(fmt::format("the loss became {}", metrics.loss));
-  metrics.grad_norm = optimizer_.update(state_.step, metrics.lr);
+  if (!result.taken) throw DivergedError(fmt::format("the norm of the gradients became {}", metrics.grad_norm));
+  state_.epoch = data_.next.epoch;
+  state_.next_example = data_.next.next_example;
+  state_.tokens += data_.tokens;
   return metrics;
 }
 

@@ -13,6 +13,7 @@
 #include "tasks/train/checkpoint.h"
 #include "tasks/train/evaluate.h"
 #include "tasks/train/optimizer.h"
+#include "tasks/train/training_step.h"
 
 namespace margay {
 
@@ -39,6 +40,7 @@ class Trainer {
   const LanguageModel& model() const { return model_; }
   const Task& task() const { return *task_; }
   const TrainState& state() const { return state_; }
+  const TrainingStep& training_step() const { return training_step_; }
 
   int64_t total_steps() const { return total_steps_; }
   /// Optimiser steps of an epoch; 0 where examples are fresh for ever.
@@ -62,9 +64,21 @@ class Trainer {
  private:
   using Clock = std::chrono::steady_clock;
 
+  /// Where a step is in the data.
+  struct Place {
+    int64_t step = -1, epoch = 0, next_example = 0;
+    bool operator==(const Place&) const = default;
+  };
+  /// The batches of the step at a place.
+  struct StepData {
+    Place place, next;  ///< next: of the step after
+    std::vector<Batch> batches;
+    int64_t labels = 0, tokens = 0;
+  };
+
   Metrics take_step();
-  /// Makes the batches of the next step; returns how many scored positions they have.
-  int64_t make_batches();
+  void make_data(const Place& place, StepData& data);
+  void make_next_data();
   double seconds_since_start() const;
 
   Config config_;
@@ -75,7 +89,8 @@ class Trainer {
   Optimizer optimizer_;
   int64_t steps_per_epoch_, total_steps_;
   TrainState state_;
-  std::vector<Batch> batches_;
+  TrainingStep training_step_;
+  StepData data_, next_data_;   // of this step, and of the next where it is made while this one runs
   std::vector<int64_t> order_;  // of the examples of epoch `order_epoch_`, where they are shuffled
   int64_t order_epoch_ = -1;
   Clock::time_point start_;

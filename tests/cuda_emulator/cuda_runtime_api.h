@@ -1,12 +1,15 @@
 #pragma once
-// The part of the CUDA runtime that Margay calls, on the memory of the host. All work is done when a call returns.
+// The part of the CUDA runtime that Margay calls, on the memory of the host. All work is done when a call returns, but
+// for that of a stream which records it.
 
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <tuple>
 #include <utility>
 
 #include "tests/cuda_emulator/executor.h"
+#include "tests/cuda_emulator/stream.h"
 
 #define __global__
 #define __device__
@@ -17,20 +20,9 @@
 
 inline constexpr int CUDART_VERSION = 12000;
 
-enum cudaError_t {
-  cudaSuccess,
-  cudaErrorMemoryAllocation,
-  cudaErrorInvalidValue,
-  cudaErrorNoDevice,
-  cudaErrorInsufficientDriver,
-  cudaErrorNoKernelImageForDevice,
-  cudaErrorInvalidDeviceFunction
-};
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
 inline constexpr unsigned cudaHostAllocDefault = 0, cudaEventDisableTiming = 2, cudaStreamNonBlocking = 1;
 
-using cudaStream_t = struct EmulatedStream*;
-using cudaEvent_t = struct EmulatedEvent*;
 struct cudaFuncAttributes {};
 struct cudaDeviceProp {
   char name[256] = "emulated GPU";
@@ -50,36 +42,51 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, Kernel) {
   return cudaSuccess;
 }
 
+// Memory stands behind its size, so that what is read after its end can show as NaN.
+inline constexpr size_t kEmulatedAlignment = 256;
 inline cudaError_t cudaMalloc(void** memory, size_t bytes) {
-  *memory = bytes <= cudaDeviceProp{}.totalGlobalMem ? std::aligned_alloc(256, (bytes + 255) / 256 * 256) : nullptr;
-  return *memory ? cudaSuccess : cudaErrorMemoryAllocation;
+  if (const cudaError_t status = cuda_emulator::check_unsafe_call(); status != cudaSuccess) return status;
+  if (bytes > cudaDeviceProp{}.totalGlobalMem) return cudaErrorMemoryAllocation;
+  const size_t rounded = (bytes + kEmulatedAlignment - 1) / kEmulatedAlignment * kEmulatedAlignment;
+  void* const begin = std::aligned_alloc(kEmulatedAlignment, kEmulatedAlignment + rounded);
+  if (!begin) return cudaErrorMemoryAllocation;
+  *static_cast<size_t*>(begin) = rounded;
+  *memory = static_cast<char*>(begin) + kEmulatedAlignment;
+  return cudaSuccess;
 }
-inline cudaError_t cudaFree(void* memory) { return std::free(memory), cudaSuccess; }
+inline cudaError_t cudaFree(void* memory) {
+  if (const cudaError_t status = cuda_emulator::check_unsafe_call(); status != cudaSuccess) return status;
+  if (!memory) return cudaSuccess;
+  void* const begin = static_cast<char*>(memory) - kEmulatedAlignment;
+  std::memset(memory, 0xff, *static_cast<size_t*>(begin));
+  std::free(begin);
+  return cudaSuccess;
+}
 inline cudaError_t cudaHostAlloc(void** memory, size_t bytes, unsigned) { return cudaMalloc(memory, bytes); }
 inline cudaError_t cudaFreeHost(void* memory) { return cudaFree(memory); }
-inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
+  if (cuda_emulator::is_capturing(stream)) return cuda_emulator::record(stream, [=] { std::memmove(to, from, bytes); });
   return std::memmove(to, from, bytes), cudaSuccess;
 }
-inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
+inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
+  if (cuda_emulator::is_capturing(stream)) return cuda_emulator::record(stream, [=] { std::memset(to, value, bytes); });
   return std::memset(to, value, bytes), cudaSuccess;
 }
 
-inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) { return *stream = nullptr, cudaSuccess; }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
-inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) { return *event = nullptr, cudaSuccess; }
-inline cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }
-inline cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
-inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
-
 template <class... Parameters>
 cudaError_t cudaLaunchKernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, void** arguments, size_t,
-                             cudaStream_t) {
+                             cudaStream_t stream) {
   if (block.x * block.y * block.z > 1024 || grid.y > 65535 || grid.z > 65535) return cudaErrorInvalidValue;
-  [&]<size_t... i>(std::index_sequence<i...>) {
+  return [&]<size_t... i>(std::index_sequence<i...>) {
+    if (cuda_emulator::is_capturing(stream)) {  // arguments are copied now
+      return cuda_emulator::record(stream, [=, values = std::tuple(*static_cast<Parameters*>(arguments[i])...)] {
+        cuda_emulator::run(grid, block, [&] { std::apply(kernel, values); });
+      });
+    }
     cuda_emulator::run(grid, block, [&] { kernel(*static_cast<Parameters*>(arguments[i])...); });
+    return cudaSuccess;
   }
   (std::index_sequence_for<Parameters...>());
-  return cudaSuccess;
 }
 
 // ---- What kernels call ---------------------------------------------------------------------------------------------

@@ -235,6 +235,87 @@ TEST_CASE("an op's result is booked under the op, but not the memory of an input
   CHECK(allocator.counters_by_op()["rms_norm"].live == before);
 }
 
+TEST_CASE("a pool serves its scope alone, and all again when it is gone") {
+  FakeSource::Log log;
+  CachingAllocator allocator = make(log), another = make(log);
+  for (const size_t size : {size_t{1000}, kMegabyte}) {
+    CAPTURE(size);
+    CachingAllocator::Allocation kept;
+    void* inside = nullptr;
+    {
+      MemoryPool pool(allocator);
+      {
+        const PoolScope scope(pool);
+        const auto a = allocator.allocate(size);
+        inside = a.data;
+        allocator.free(a);
+        kept = allocator.allocate(size);
+        CHECK(kept.data == inside);  // it is used again inside
+        const auto elsewhere = another.allocate(size);
+        CHECK(elsewhere.data != inside);
+        another.free(elsewhere);
+      }
+      const auto outside = allocator.allocate(size);
+      CHECK(outside.data != inside);
+      allocator.free(outside);
+      allocator.free(allocator.allocate(2 * size));
+      const PoolScope scope(pool);
+      const auto b = allocator.allocate(size);
+      CHECK(b.data != outside.data);
+      allocator.free(b);
+    }
+    allocator.free(kept);  // it has outlived the pool
+    const int reservations = log.reservations;
+    for (int i = 0; i < 2; ++i) {
+      const auto again = allocator.allocate(i == 0 ? size : 2 * size);
+      allocator.free(again);
+    }
+    CHECK(log.reservations == reservations);
+  }
+  CHECK(allocator.counters().live == 0);
+  allocator.release_unused();
+  CHECK(allocator.counters().reserved == 0);
+}
+
+TEST_CASE("a pool takes segments that are free as a whole before it asks the system") {
+  FakeSource::Log log;
+  CachingAllocator allocator = make(log);
+  const auto part = allocator.allocate(kMegabyte), whole = allocator.allocate(4 * kMegabyte - kRedZone);
+  CHECK(log.segments == 2);
+  allocator.free(whole);
+  {
+    MemoryPool pool(allocator);
+    const PoolScope scope(pool);
+    const auto a = allocator.allocate(2 * kMegabyte);
+    CHECK(a.data == whole.data);
+    const auto b = allocator.allocate(3 * kMegabyte);  // the other segment has room, but is shared
+    CHECK(log.segments == 3);
+    allocator.free(a);
+    allocator.free(b);
+    allocator.release_unused();
+    CHECK(log.segments == 3);
+  }
+  allocator.release_unused();
+  CHECK(log.segments == 1);
+  allocator.free(part);
+}
+
+TEST_CASE("where memory ends, a pool gives nothing of the others back") {
+  FakeSource::Log log;
+  log.limit = static_cast<int64_t>(6 * kMegabyte);
+  CachingAllocator allocator = make(log);
+  allocator.free(allocator.allocate(kMegabyte));
+  {
+    MemoryPool pool(allocator);
+    const PoolScope scope(pool);
+    CHECK_THROWS_AS(static_cast<void>(allocator.allocate(5 * kMegabyte)), ResourceError);
+    CHECK(log.segments == 1);
+    allocator.free(allocator.allocate(kMegabyte));
+    CHECK(log.segments == 1);
+  }
+  allocator.free(allocator.allocate(5 * kMegabyte));
+}
+
 TEST_CASE("where memory ends, the error says how much was asked for, live and peak") {
   FakeSource::Log log;
   log.limit = static_cast<int64_t>(6 * kMegabyte);

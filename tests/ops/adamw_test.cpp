@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <limits>
 
 #include "engine/error.h"
 #include "tests/support/compare.h"
@@ -92,6 +93,30 @@ TEST_CASE("adamw_step: a tensor without a gradient is left alone, decay included
   CHECK(same_bits(s.params[0], before));
   CHECK_FALSE(same_bits(s.params[1], other));
   adamw_step({}, {}, {}, {}, {}, hyper_of(0.1, 1, 1));
+}
+
+TEST_CASE("adamw_step: no step is taken where the clip coefficient is NaN") {
+  for (const Device device : {Device{}, Device{DeviceType::cuda, 0}}) {
+    if (device != Device{} && cuda_device_count() == 0) continue;
+    State s = make_state({{4}, {40000}}, DType::f32);
+    for (Tensors* tensors : {&s.params, &s.grads, &s.m, &s.v})
+      for (Tensor& tensor : *tensors) tensor = tensor.to(device).clone();
+    Tensors before;
+    for (const Tensors* tensors : {&s.params, &s.m, &s.v})
+      for (const Tensor& tensor : *tensors) before.push_back(tensor.clone());
+    const NoGrad no_grad;
+    const auto step = [&](double clip) {
+      adamw_step(s.params, s.grads, s.m, s.v, std::vector<AdamWRule>(2, {.weight_decay = 0.1}),
+                 hyper_of(0.1, 1, clip).to(device));
+      std::vector<bool> same;
+      size_t i = 0;
+      for (const Tensors* tensors : {&s.params, &s.m, &s.v})
+        for (const Tensor& tensor : *tensors) same.push_back(same_bits(tensor.to(Device{}), before[i++].to(Device{})));
+      return same;
+    };
+    CHECK(step(std::numeric_limits<double>::quiet_NaN()) == std::vector<bool>(6, true));
+    CHECK(step(1) == std::vector<bool>(6, false));
+  }
 }
 
 TEST_CASE("adamw_step: a parameter that an op has saved is known to have changed") {

@@ -45,7 +45,21 @@ TEST_CASE("clip_coefficient brings the norm down to its limit, and never up") {
   CHECK(coefficient(0.5, 1) == 1);
   CHECK(coefficient(0, 1) == 1);
   CHECK(coefficient(100, 0) == 1);
-  CHECK(std::isnan(coefficient(std::numeric_limits<double>::quiet_NaN(), 1)));
+}
+
+TEST_CASE("clip_coefficient is NaN where the norm or the loss is not finite") {
+  constexpr double nan = std::numeric_limits<double>::quiet_NaN(), infinity = std::numeric_limits<double>::infinity();
+  for (const Device device : {Device{}, Device{DeviceType::cuda, 0}}) {
+    if (device != Device{} && cuda_device_count() == 0) continue;
+    const auto scalar = [&](double value) { return full({}, value, DType::f64, device); };
+    for (const double limit : {0.0, 1.0}) {
+      for (const double bad : {nan, infinity, -infinity}) {
+        if (bad != -infinity) CHECK(std::isnan(clip_coefficient(scalar(bad), limit).item()));
+        CHECK(std::isnan(clip_coefficient(scalar(0.5), limit, scalar(bad)).item()));
+      }
+      CHECK(clip_coefficient(scalar(0.5), limit, scalar(-3)).item() == 1);
+    }
+  }
 }
 
 TEST_CASE("global_norm, clip_coefficient: errors name the argument") {
@@ -53,6 +67,9 @@ TEST_CASE("global_norm, clip_coefficient: errors name the argument") {
                        "global_norm: tensors must be of the dtype and device of the first f32[2], got f64[2]", OpError);
   CHECK_THROWS_AS(global_norm(Tensors{zeros({2}, DType::i32)}), OpError);
   CHECK_THROWS_WITH_AS(clip_coefficient(zeros({}), 1), "clip_coefficient: norm must be f64[], got f32[]", OpError);
+  CHECK_THROWS_WITH_AS(clip_coefficient(zeros({}, DType::f64), 1, zeros({1}, DType::f64)),
+                       "clip_coefficient: loss must be f64[], got f64[1]", OpError);
+  CHECK_THROWS_AS(clip_coefficient(zeros({}, DType::f64), 1, zeros({})), OpError);
   CHECK_THROWS_WITH_AS(clip_coefficient(zeros({}, DType::f64), -1),
                        "clip_coefficient: max_norm must be 0 (no clipping) or more, got -1", OpError);
 }

@@ -152,6 +152,7 @@ batch_size = 64
 grad_accumulation = 1
 grad_clip = 0.0
 precision = "f32"
+cuda_graph = true
 shuffle = false
 eval_every = 0
 stop_accuracy = 0.0

@@ -7,8 +7,8 @@
 #include "engine/device.h"
 #include "engine/rng.h"
 #include "ops/precision.h"
-#include "tasks/train/evaluate.h"
 #include "tasks/train/optimizer.h"
+#include "tasks/train/training_step.h"
 #include "tools/margay/bench_rows.h"
 
 namespace margay::cli {
@@ -66,12 +66,15 @@ std::function<void()> training_step(const ModelConfig& config, int64_t examples,
                                     Device device) {
   const auto model = std::make_shared<LanguageModel>(config, 1, DType::f32, device);
   const auto optimizer = std::make_shared<Optimizer>(model->parameters(), TrainConfig{});
-  return [=, batch = random_batch(examples, length, config.vocab_size), step = int64_t{0}]() mutable {
+  const auto step = std::make_shared<TrainingStep>(device, true);
+  const std::vector<Batch> batches{random_batch(examples, length, config.vocab_size)};
+  return [=, steps = int64_t{0}]() mutable {
     const PrecisionScope scope(precision);
-    LossSum sum;
-    add_gradients(*model, batch, batch.labels, {}, sum);
-    optimizer->update(step++, 1e-3);
-    backend(device).synchronize();
+    step->start(
+        *model, *optimizer,
+        {.batches = batches, .labels = batches[0].labels, .place = steps, .hyper = optimizer->hyper(steps, 1e-3)});
+    step->finish(batches);
+    ++steps;
   };
 }
 
