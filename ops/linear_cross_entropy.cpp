@@ -86,9 +86,8 @@ LinearCrossEntropy linear_cross_entropy(const Tensor& h, const Tensor& weight, c
     Tensor dh, dweight = context.destination(1);
     if (context.wanted(0)) dh = empty({R, d}, hidden->dtype(), hidden->device());
     if (context.wanted(1) && !dweight.defined()) dweight = empty_like(weight);
-    const Tensor workspace =
-        empty({LinearCrossEntropyBwd<float>::workspace_size(hidden->device().type, n, V, d)}, hidden->dtype(),
-              hidden->device());
+    const Tensor workspace = empty({LinearCrossEntropyBwd<float>::workspace_size(hidden->device().type, n, V, d)},
+                                   hidden->dtype(), hidden->device());
     op.launch<LinearCrossEntropyBwd>(*hidden, [&]<class T>(LinearCrossEntropyBwd<T>& a) {
       const auto pointer = [](const Tensor& tensor) { return tensor.defined() ? tensor.data<T>() : nullptr; };
       a = {hidden->data<T>(),

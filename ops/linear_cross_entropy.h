@@ -39,7 +39,8 @@ struct LossPieces {
   int64_t count() const { return row_groups * word_groups; }
 };
 
-/// How a GPU cuts them: into chunks as large as a workspace of 64 MiB in f32 holds, so that each fills it with products.
+/// How a GPU cuts them: into chunks as large as a workspace of 64 MiB in f32 holds, so that each fills it with
+/// products.
 struct LossChunks {
   int64_t rows, words, ld;  // ld: distance of rows
 

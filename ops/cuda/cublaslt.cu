@@ -45,8 +45,7 @@ struct Library {
       return function != nullptr;
     };
     return file && find("cublasLtCreate", create) && find("cublasLtDestroy", destroy) &&
-           find("cublasLtGetStatusName", status_name) &&
-           find("cublasLtMatmulDescCreate", create_operation) &&
+           find("cublasLtGetStatusName", status_name) && find("cublasLtMatmulDescCreate", create_operation) &&
            find("cublasLtMatmulDescDestroy", destroy_operation) &&
            find("cublasLtMatmulDescSetAttribute", set_operation) && find("cublasLtMatrixLayoutCreate", create_layout) &&
            find("cublasLtMatrixLayoutDestroy", destroy_layout) &&
@@ -145,12 +144,11 @@ class Plan {
     const double one = 1, beta = p.add ? 1 : 0;
     const float one_f32 = 1, beta_f32 = p.add ? 1 : 0;
     const bool wide = p.result == DType::f64;
-    library_.check(
-        library_.multiply(handle, operation_.get(), wide ? static_cast<const void*>(&one) : &one_f32, p.b.data,
-                          b_.get(), p.a.data, a_.get(), wide ? static_cast<const void*>(&beta) : &beta_f32, p.c,
-                          c_.get(), p.c, c_.get(), &algorithm_, workspace, workspace_bytes,
-                          static_cast<cudaStream_t>(context.stream)),
-        "cublasLtMatmul");
+    library_.check(library_.multiply(
+                       handle, operation_.get(), wide ? static_cast<const void*>(&one) : &one_f32, p.b.data, b_.get(),
+                       p.a.data, a_.get(), wide ? static_cast<const void*>(&beta) : &beta_f32, p.c, c_.get(), p.c,
+                       c_.get(), &algorithm_, workspace, workspace_bytes, static_cast<cudaStream_t>(context.stream)),
+                   "cublasLtMatmul");
   }
 
  private:
@@ -176,9 +174,9 @@ class Plan {
   Owned<cublasLtMatrixLayout_t> make_layout(DType dtype, int64_t rows, int64_t columns, int64_t ld, int64_t batches,
                                             int64_t stride) {
     cublasLtMatrixLayout_t made = nullptr;
-    library_.check(library_.create_layout(&made, type_of(dtype), static_cast<uint64_t>(rows),
-                                          static_cast<uint64_t>(columns), ld),
-                   "cublasLtMatrixLayoutCreate");
+    library_.check(
+        library_.create_layout(&made, type_of(dtype), static_cast<uint64_t>(rows), static_cast<uint64_t>(columns), ld),
+        "cublasLtMatrixLayoutCreate");
     Owned<cublasLtMatrixLayout_t> layout(made, library_.destroy_layout);
     const auto count = static_cast<int32_t>(batches);
     library_.check(library_.set_layout(made, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count, sizeof(count)),
@@ -210,9 +208,8 @@ class Plan {
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, std::min(alignment_of(p.c), alignment_of(p.bias)));
     cublasLtMatmulHeuristicResult_t result{};
     int count = 0;
-    const cublasStatus_t status =
-        library_.find_algorithms(handle, operation_.get(), b_.get(), a_.get(), c_.get(), c_.get(), made, 1, &result,
-                                 &count);
+    const cublasStatus_t status = library_.find_algorithms(handle, operation_.get(), b_.get(), a_.get(), c_.get(),
+                                                           c_.get(), made, 1, &result, &count);
     if (status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE) return;
     library_.check(status, "cublasLtMatmulAlgoGetHeuristic");
     exists_ = count > 0 && result.state == CUBLAS_STATUS_SUCCESS;
@@ -238,8 +235,9 @@ class Multiplier {
     const Plan::Key key = Plan::key_of(product);
     auto plan = plans_.find(key);
     if (plan == plans_.end()) {
-      plan = plans_.emplace(std::piecewise_construct, std::forward_as_tuple(key),
-                            std::forward_as_tuple(library_, handle_.get(), product, kWorkspace))
+      plan = plans_
+                 .emplace(std::piecewise_construct, std::forward_as_tuple(key),
+                          std::forward_as_tuple(library_, handle_.get(), product, kWorkspace))
                  .first;
     }
     if (!plan->second.exists()) return false;

@@ -51,8 +51,7 @@ void run(Cuda context, const LinearBwd<T>& a) {
   };
   // What no wanted gradient needs counts as a matrix without rows.
   const bool rounded = cuda::rounds<T>(a.precision, a.rows, a.N, a.K);
-  cuda::with_factors(context, rounded, products,
-                     cuda::Matrix<T>{{a.dy, a.N, 1}, a.dx || a.dweight ? a.rows : 0, a.N},
+  cuda::with_factors(context, rounded, products, cuda::Matrix<T>{{a.dy, a.N, 1}, a.dx || a.dweight ? a.rows : 0, a.N},
                      cuda::Matrix<T>{{a.x, a.K, 1}, a.dweight ? a.rows : 0, a.K},
                      cuda::Matrix<T>{{a.weight, a.K, 1}, a.dx ? a.N : 0, a.K});
   if (a.dbias) {

@@ -109,9 +109,9 @@ __global__ void clear(T* to, int64_t n) {
 
 template <class T, class F>
 void forward(Cuda context, const LinearCrossEntropyFwd<T>& a, MatrixView<F> hidden, MatrixView<F> weight) {
-  const Statistics<T> all{a.workspace, a.workspace + a.n, a.workspace + 2 * a.n, a.best};
-  T* const logits = all.target_logit + a.n;
   const LossChunks chunk(a.n, a.V);
+  T *const logits = a.workspace, *const statistics = logits + chunk.size();
+  const Statistics<T> all{statistics, statistics + a.n, statistics + 2 * a.n, a.best};
   const dim3 block(cuda::kWarp, cuda::kThreads / cuda::kWarp);
   for (int64_t row = 0; row < a.n; row += chunk.rows) {
     const int64_t rows = std::min(chunk.rows, a.n - row);
@@ -140,12 +140,11 @@ void backward(Cuda context, const LinearCrossEntropyBwd<T>& a, MatrixView<F> hid
       make_logits(context, inputs, outputs, a.d, rows, words, logits, chunk.ld);
       cuda::launch_elements(context, rows * words, logit_gradients<T, F>, a, logits, gradients, chunk.ld, row, rows,
                             word, words);
-      if (a.dh)
-        cuda::multiply(context, cuda::Gemm<F, T>{dlogits, outputs, dhidden, rows, a.d, words, a.d, word > 0});
+      if (a.dh) cuda::multiply(context, cuda::Gemm<F, T>{dlogits, outputs, dhidden, rows, a.d, words, a.d, word > 0});
       if (a.dweight) {
         const bool add = a.add_dweight || row > 0;
-        cuda::multiply(context, cuda::Gemm<F, T>{dlogits.transposed(), inputs, a.dweight + word * a.d, words, a.d,
-                                                 rows, a.d, add});
+        cuda::multiply(context, cuda::Gemm<F, T>{dlogits.transposed(), inputs, a.dweight + word * a.d, words, a.d, rows,
+                                                 a.d, add});
       }
     }
     if (a.dh) cuda::launch_elements(context, rows * a.d, scatter<T>, dhidden, a.rows, a.dh, row, rows, a.d);

@@ -20,8 +20,7 @@ Factor<T> factor_of(const typename Matmul<T>::Factor& f) {
 }
 
 /// Each matrix of a factor once: an axis along which it is broadcast has none of its own.
-cuda::Rounded round(Cuda context, const Factor<float>& factor, int64_t rows, int64_t columns,
-                    const Matmul<float>& a) {
+cuda::Rounded round(Cuda context, const Factor<float>& factor, int64_t rows, int64_t columns, const Matmul<float>& a) {
   Shape sizes, strides;
   const auto add_axes = [&](const Shape& all, const Shape& along) {
     for (int axis = 0; axis < all.ndim(); ++axis)
@@ -61,7 +60,8 @@ void run(Cuda context, const Matmul<T>& a) {
   const Factor<T> left = factor_of<T>(a.a), right = factor_of<T>(a.b);
   if constexpr (std::is_same_v<T, float>) {
     if (cuda::rounds<T>(a.precision, a.m, a.n, a.k)) {
-      const cuda::Rounded left_copy = round(context, left, a.m, a.k, a), right_copy = round(context, right, a.k, a.n, a);
+      const cuda::Rounded left_copy = round(context, left, a.m, a.k, a),
+                          right_copy = round(context, right, a.k, a.n, a);
       return multiply(context, factor_of(left_copy, left, a), factor_of(right_copy, right, a), a);
     }
   }

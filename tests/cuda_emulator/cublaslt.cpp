@@ -56,8 +56,9 @@ struct Problem {
 
   bool is_valid() const {
     const auto fits = [&](const EmulatedLayout& layout, bool transposed, uint64_t rows, uint64_t columns) {
-      return (transposed ? layout.columns : layout.rows) == rows && (transposed ? layout.rows : layout.columns) == columns &&
-             layout.batches == d.batches && layout.batches > 0;
+      return (transposed ? layout.columns : layout.rows) == rows &&
+             (transposed ? layout.rows : layout.columns) == columns && layout.batches == d.batches &&
+             layout.batches > 0;
     };
     // Results must not overlap.
     const bool apart = d.batches == 1 || d.stride >= d.ld * static_cast<int64_t>(d.columns);
@@ -249,8 +250,8 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t oper
   if (operation->scale == CUDA_R_64F) {
     multiply<double>(problem, read<double>(alpha, 0), a, b, read<double>(beta, 0), c, d);
   } else {
-    multiply<float>(problem, static_cast<double>(read<float>(alpha, 0)), a, b, static_cast<double>(read<float>(beta, 0)),
-                    c, d);
+    multiply<float>(problem, static_cast<double>(read<float>(alpha, 0)), a, b,
+                    static_cast<double>(read<float>(beta, 0)), c, d);
   }
   return CUBLAS_STATUS_SUCCESS;
 }

@@ -21,6 +21,7 @@ namespace margay::test {
 namespace {
 
 constexpr Device kGpu{DeviceType::cuda, 0};
+constexpr double kTensorCores = 3e-5;  // their sums of f32 are cut off and not rounded
 
 bool no_gpu() { return cuda_device_count() == 0; }
 
@@ -53,22 +54,22 @@ struct ProductCase {
 };
 
 std::vector<ProductCase> product_cases() {
-  std::vector<ProductCase> cases = {{"size 1", {1, 1}, {1, 1}},
-                                    {"one row", {1, 7}, {7, 5}},
-                                    {"one column", {6, 7}, {7, 1}},
-                                    {"outer product", {6, 1}, {1, 5}},
-                                    {"one column of columns", {6, 7}, {7, 1}, Layout::columns, Layout::columns},
-                                    {"no depth", {3, 0}, {0, 2}, Layout::rows, Layout::rows, false},
-                                    {"no rows", {0, 3}, {3, 2}, Layout::rows, Layout::rows, false},
-                                    {"no batch", {0, 3, 2}, {1, 2, 2}, Layout::rows, Layout::rows, false},
-                                    {"deep", {20, 2100}, {2100, 17}},
-                                    {"deep, by columns", {20, 2100}, {2100, 17}, Layout::columns, Layout::columns},
-                                    {"batch of one axis", {3, 20, 18}, {3, 18, 16}},
-                                    {"shared right matrix", {3, 20, 18}, {1, 18, 16}},
-                                    {"shared left matrix", {20, 18}, {3, 18, 16}},
-                                    {"batch of two axes", {2, 3, 20, 18}, {2, 3, 18, 16}},
-                                    {"broadcast both ways", {2, 1, 20, 18}, {3, 18, 16}, Layout::rows, Layout::rows,
-                                     false}};
+  std::vector<ProductCase> cases = {
+      {"size 1", {1, 1}, {1, 1}},
+      {"one row", {1, 7}, {7, 5}},
+      {"one column", {6, 7}, {7, 1}},
+      {"outer product", {6, 1}, {1, 5}},
+      {"one column of columns", {6, 7}, {7, 1}, Layout::columns, Layout::columns},
+      {"no depth", {3, 0}, {0, 2}, Layout::rows, Layout::rows, false},
+      {"no rows", {0, 3}, {3, 2}, Layout::rows, Layout::rows, false},
+      {"no batch", {0, 3, 2}, {1, 2, 2}, Layout::rows, Layout::rows, false},
+      {"deep", {20, 2100}, {2100, 17}},
+      {"deep, by columns", {20, 2100}, {2100, 17}, Layout::columns, Layout::columns},
+      {"batch of one axis", {3, 20, 18}, {3, 18, 16}},
+      {"shared right matrix", {3, 20, 18}, {1, 18, 16}},
+      {"shared left matrix", {20, 18}, {3, 18, 16}},
+      {"batch of two axes", {2, 3, 20, 18}, {2, 3, 18, 16}},
+      {"broadcast both ways", {2, 1, 20, 18}, {3, 18, 16}, Layout::rows, Layout::rows, false}};
   for (const Layout a : {Layout::rows, Layout::columns, Layout::padded, Layout::offset})
     for (const Layout b : {Layout::rows, Layout::columns, Layout::padded, Layout::offset})
       for (const Shape& batch : {Shape{}, Shape{3}}) {
@@ -81,8 +82,9 @@ std::vector<ProductCase> product_cases() {
 }
 
 // A result, and the gradients of all inputs after two backward calls with cotangents of their own.
-Tensors run(const std::function<Tensor(const Tensors&)>& call, const Tensors& inputs, Precision precision,
-            const std::function<Tensor(const Tensor&)>& seen = [](const Tensor& t) { return t; }) {
+Tensors run(
+    const std::function<Tensor(const Tensors&)>& call, const Tensors& inputs, Precision precision,
+    const std::function<Tensor(const Tensor&)>& seen = [](const Tensor& t) { return t; }) {
   Tensors leaves;
   for (const Tensor& input : inputs) leaves.push_back(input.detach().set_requires_grad());
   Tensor y;
@@ -138,7 +140,9 @@ TEST_CASE("gpu products: the library's and the own kernel's are the CPU's" * doc
         const NoGrad no_grad;
         matmul(inputs[0], inputs[1]);
       }
-      CHECK(library_products() - before == (c.forward_by_library ? 1 : 0));
+      // A real library need not have a kernel for every alignment of every type.
+      const int64_t made = library_products() - before, most = c.forward_by_library ? 1 : 0;
+      CHECK((dtype == DType::f32 ? made == most : made <= most));
       check_same(run(product, inputs, Precision::f32), expected, tolerance);
       const GpuProductsScope own(GpuProducts::own);
       const int64_t after = library_products();
@@ -188,7 +192,7 @@ TEST_CASE("gpu products: bf16 is the f32 product of rounded factors, forward and
                          c.a[last - 1] * c.a[last] * c.b[c.b.ndim() - 1] >= 1 << 15;
       if (large) {
         const Tensors wide{rounded(a).to(DType::f64), rounded(b).to(DType::f64)};
-        check_same(got, run(product, wide, Precision::f32, rounded), 1e-5);
+        check_same(got, run(product, wide, Precision::f32, rounded), kTensorCores);
         for (size_t i = 0; i < got.size(); ++i) CHECK(difference_relative_to_max(got[i], exact[i], 1e-4) != "");
       } else {
         for (size_t i = 0; i < got.size(); ++i) CHECK(same_bits(got[i], exact[i]));
@@ -201,7 +205,7 @@ TEST_CASE("gpu products: bf16 is the f32 product of rounded factors, forward and
     wide[2] = host[2].to(DType::f64);
     Tensors expected = run(layer, wide, Precision::f32, rounded);
     expected[3] = run(layer, wide, Precision::f32)[3];  // cotangents are not rounded before they are summed
-    check_same(run(layer, inputs, Precision::bf16), expected, 1e-5);
+    check_same(run(layer, inputs, Precision::bf16), expected, kTensorCores);
   }
 }
 
@@ -235,7 +239,7 @@ TEST_CASE("gpu products: the loss in bf16 is that of rounded factors" * doctest:
   for (const GpuProducts products : {GpuProducts::library, GpuProducts::own}) {
     const GpuProductsScope scope(products);
     const Tensors got = run(loss, there, Precision::bf16);
-    CHECK(difference_relative_to_max(got[0].to(DType::f64), expected[0], 1e-5) == "");
+    CHECK(difference_relative_to_max(got[0].to(DType::f64), expected[0], kTensorCores) == "");
     // The gradients of the logits are rounded, too: to 9 bits.
     for (size_t i = 1; i < got.size(); ++i) {
       CHECK(difference_relative_to_max(got[i].to(DType::f64), expected[i], 4e-3) == "");
@@ -256,8 +260,13 @@ TEST_CASE("gpu products: the loss over more logits than a chunk holds" * doctest
   const auto loss = [&](const Tensors& in) {
     return linear_cross_entropy(in[0], in[1], from_values(targets, {n}, in[0].device())).nll;
   };
-  check_same(run(loss, {inputs[0].to(kGpu), inputs[1].to(kGpu)}, Precision::f32), run(loss, inputs, Precision::f32),
-             1e-4);
+  const auto results = [&](Device device) {
+    Tensor h = inputs[0].to(device).set_requires_grad(), weight = inputs[1].to(device).set_requires_grad();
+    const Tensor nll = loss({h, weight});
+    nll.backward(random_uniform({n}, 3, -1, 1, DType::f32).to(device));
+    return Tensors{nll.detach().to(Device{}), h.grad().to(Device{}), weight.grad().to(Device{})};
+  };
+  check_same(results(kGpu), results({}), 1e-4);
 }
 
 TEST_CASE("gpu products: the same again has the same bits and takes no memory" * doctest::skip(no_gpu())) {
