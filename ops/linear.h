@@ -18,7 +18,7 @@ struct LinearFwd {
   const T *x, *weight, *bias;  // bias: null if there is none
   T* y;
   int64_t rows, N, K;
-  Precision precision = Precision::f32;  // of the CPU's products of floats
+  Precision precision = Precision::f32;  // of products of floats
 };
 /// Gradients that are null are not wanted; an `add_` flag asks for the gradient to be added to what is there.
 template <class T>

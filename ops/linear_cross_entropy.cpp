@@ -56,8 +56,9 @@ LinearCrossEntropy linear_cross_entropy(const Tensor& h, const Tensor& weight, c
   const Tensor hidden = n == R ? input : make({n, d});
   const Tensor loss = make({}), nll = make({R}), row_max = make({n}), inv_sum = make({n});
   const Tensor argmax = empty({R}, DType::i32, h.device());
-  const Tensor workspace = make({LinearCrossEntropyFwd<float>::workspace_size(n, V, d)});
-  const Tensor best = empty({LinearCrossEntropyFwd<float>::best_size(n, V, d)}, DType::i32, h.device());
+  const DeviceType on = h.device().type;
+  const Tensor workspace = make({LinearCrossEntropyFwd<float>::workspace_size(on, n, V, d)});
+  const Tensor best = empty({LinearCrossEntropyFwd<float>::best_size(on, n, V, d)}, DType::i32, h.device());
   const Precision precision = product_precision();
   op.launch<LinearCrossEntropyFwd>(h, [&]<class T>(LinearCrossEntropyFwd<T>& a) {
     a = {input.data<T>(),
@@ -85,8 +86,8 @@ LinearCrossEntropy linear_cross_entropy(const Tensor& h, const Tensor& weight, c
     Tensor dh, dweight = context.destination(1);
     if (context.wanted(0)) dh = empty({R, d}, hidden->dtype(), hidden->device());
     if (context.wanted(1) && !dweight.defined()) dweight = empty_like(weight);
-    const Tensor workspace =
-        empty({LinearCrossEntropyBwd<float>::workspace_size(n, V, d)}, hidden->dtype(), hidden->device());
+    const Tensor workspace = empty({LinearCrossEntropyBwd<float>::workspace_size(hidden->device().type, n, V, d)},
+                                   hidden->dtype(), hidden->device());
     op.launch<LinearCrossEntropyBwd>(*hidden, [&]<class T>(LinearCrossEntropyBwd<T>& a) {
       const auto pointer = [](const Tensor& tensor) { return tensor.defined() ? tensor.data<T>() : nullptr; };
       a = {hidden->data<T>(),

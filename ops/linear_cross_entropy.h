@@ -39,6 +39,21 @@ struct LossPieces {
   int64_t count() const { return row_groups * word_groups; }
 };
 
+/// How a GPU cuts them: into chunks as large as a workspace of 64 MiB in f32 holds, so that each fills it with
+/// products.
+struct LossChunks {
+  int64_t rows, words, ld;  // ld: distance of rows
+
+  LossChunks(int64_t n, int64_t V) {
+    constexpr int64_t most = 1 << 24, fewest_words = 4096, alignment = 8;
+    words = std::max(fewest_words, most / std::max<int64_t>(n, 1) / alignment * alignment);
+    words = std::min(V, words);
+    ld = (words + alignment - 1) / alignment * alignment;
+    rows = std::min(n, std::max<int64_t>(1, most / std::max<int64_t>(ld, 1)));
+  }
+  int64_t size() const { return rows * ld; }
+};
+
 /// `hidden` [n, d] receives the labelled rows of h, which `rows` [n] lists; it is h itself if all rows are labelled.
 /// row_max and inv_sum [n] as in CrossEntropyFwd.
 template <class T>
@@ -51,11 +66,16 @@ struct LinearCrossEntropyFwd {
   T* workspace;
   int32_t* best;  // [word groups, n]
   int64_t R, V, d, n;
-  Precision precision = Precision::f32;  // of the CPU's products of floats
+  Precision precision = Precision::f32;  // of products of floats
 
-  static int64_t best_size(int64_t n, int64_t V, int64_t d) { return LossPieces(n, V, d).word_groups * n; }
-  /// Elements: maximum and sum of each row in each group of words, the rows' target logits, a block for each group.
-  static int64_t workspace_size(int64_t n, int64_t V, int64_t d) {
+  /// On a GPU all words are one group.
+  static int64_t best_size(DeviceType device, int64_t n, int64_t V, int64_t d) {
+    return device == DeviceType::cuda ? n : LossPieces(n, V, d).word_groups * n;
+  }
+  /// Elements: maximum and sum of each row in each group of words, the rows' target logits, a block for each group or
+  /// a chunk.
+  static int64_t workspace_size(DeviceType device, int64_t n, int64_t V, int64_t d) {
+    if (device == DeviceType::cuda) return 3 * n + LossChunks(n, V).size();
     const LossPieces pieces(n, V, d);
     return (2 * pieces.word_groups + 1) * n + pieces.count() * LossPieces::kRows * LossPieces::kWords;
   }
@@ -74,8 +94,10 @@ struct LinearCrossEntropyBwd {
   int64_t R, V, d, n;
   Precision precision = Precision::f32;
 
-  /// Elements: each group's block, its part of a round's dh and, with several groups of rows, of dweight.
-  static int64_t workspace_size(int64_t n, int64_t V, int64_t d) {
+  /// Elements: each group's block, its part of a round's dh and, with several groups of rows, of dweight; or a chunk
+  /// and its rows' dh.
+  static int64_t workspace_size(DeviceType device, int64_t n, int64_t V, int64_t d) {
+    if (device == DeviceType::cuda) return LossChunks(n, V).size() + LossChunks(n, V).rows * d;
     const LossPieces p(n, V, d);
     const int64_t dweights = p.row_groups > 1 ? p.row_groups * V * d : 0;
     return p.count() * LossPieces::kRows * LossPieces::kWords + p.word_groups * p.rows_per_round * d + dweights;

@@ -31,7 +31,7 @@ struct Matmul {
   Shape batch, summed;
   bool add;
   acc_t<T>* workspace;
-  Precision precision = Precision::f32;  // of the CPU's products of floats
+  Precision precision = Precision::f32;  // of products of floats
 
   /// Pieces of k that are multiplied apart: more than 1 for a single small C of large depth.
   static int64_t depth_pieces(const Shape& batch, const Shape& summed, int64_t m, int64_t n, int64_t k) {

@@ -50,7 +50,7 @@ struct TrainConfig {
   int64_t batch_size = 64;        ///< examples of a batch
   int64_t grad_accumulation = 1;  ///< batches of one optimiser step
   double grad_clip = 0.0;         ///< largest gradient norm; 0 = no limit
-  std::string precision = "f32";  ///< f32 | bf16: factors of large matrix products rounded to bf16, all else f32 (CPU)
+  std::string precision = "f32";  ///< f32 | bf16: factors of large matrix products rounded to bf16, all else f32
   bool cuda_graph = true;         ///< CUDA: a step is recorded and then launched as a whole; same results
   bool shuffle = false;           ///< each epoch in an order of its own (train_examples > 0)
   int64_t eval_every = 0;         ///< steps; 0 = each epoch

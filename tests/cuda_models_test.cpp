@@ -138,4 +138,25 @@ TEST_CASE("cuda: 200 training steps stay together with the CPU's" * doctest::ski
   CHECK(gpu.evaluate().loss == doctest::Approx(cpu.evaluate().loss).epsilon(1e-2));
 }
 
+TEST_CASE("cuda: training in bf16 stays close to the CPU's, with bits of its own" * doctest::skip(no_gpu())) {
+  Config config = tiny_config();
+  config.model.d_model = 32;
+  const auto train = [&](const char* precision, Device device) {
+    config.train.precision = precision;
+    Trainer trainer(config, device);
+    std::vector<double> losses;
+    for (int64_t step = 0; step < 20; ++step) losses.push_back(trainer.step().loss);
+    losses.push_back(trainer.evaluate().loss);
+    return losses;
+  };
+  const std::vector<double> rounded = train("bf16", kGpu), exact = train("f32", kGpu);
+  const std::vector<double> cpu = train(cpu_has_bf16_products() ? "bf16" : "f32", {});
+  CHECK(rounded[19] < 0.97 * rounded[0]);
+  for (size_t i = 0; i < rounded.size(); ++i) {
+    CAPTURE(i);
+    CHECK(rounded[i] == doctest::Approx(cpu[i]).epsilon(0.02));
+    CHECK(rounded[i] != exact[i]);
+  }
+}
+
 }  // namespace margay::test

@@ -1,8 +1,12 @@
 #pragma once
 #include <algorithm>
+#include <limits>
+#include <optional>
 
 #include "engine/cuda/launch.cuh"
 #include "engine/cuda/nest.cuh"
+#include "ops/cuda/cublaslt.cuh"
+#include "ops/gpu_products.h"
 
 namespace margay::cuda {
 
@@ -11,6 +15,9 @@ template <class T>
 struct MatrixView {
   const T* data;
   int64_t row, column;
+
+  MatrixView transposed() const { return {data, column, row}; }
+  MatrixView from_row(int64_t i) const { return {data + i * row, row, column}; }
 };
 
 /// C[i] = sum over s of A[i, s] B[i, s] + bias, added to C[i] where `add`; A [m, k], B [k, n], C [m, n] by rows, `ld`
@@ -21,7 +28,7 @@ struct Gemm {
   Out* c;
   int64_t m, n, k, ld;
   bool add = false;
-  const T* bias = nullptr;  // [n], or none
+  const Out* bias = nullptr;  // [n], or none
   Nest<2> batch{StridedLoop<2>(Shape{}, {Shape{}, Shape{}})}, summed{batch};
   int64_t c_batch = 0;  // distance of C[i] and C[i + 1]
   /// k is cut into this many slices, which are multiplied apart: slice s gives the C at s * c_slice.
@@ -97,27 +104,57 @@ __global__ void join(const acc_t<T>* parts, int64_t count, int64_t n, bool add, 
   }
 }
 
-}  // namespace gemm
-
-template <class T, class Out>
-void multiply(Cuda context, const Gemm<T, Out>& g) {
-  const auto tiles = [](int64_t size) { return (size + gemm::kTile - 1) / gemm::kTile; };
-  const int64_t blocks = tiles(g.m) * tiles(g.n), batches = std::min<int64_t>(g.batch.count, 65535);
-  if (blocks * batches == 0) return;
-  launch(context, dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(batches), static_cast<unsigned>(g.slices)),
-         dim3(kThreads), gemm::product<T, Out>, g);
+/// The matrices of an operand of `batch` in a form that the library takes; none where the strides have none.
+template <class T>
+std::optional<LibraryFactor> library_factor(MatrixView<T> view, int64_t rows, int64_t columns, const Nest<2>& batch,
+                                            int operand) {
+  // The stride along an axis of size 1 is never used.
+  const int64_t row = rows > 1 ? view.row : columns, column = columns > 1 ? view.column : rows;
+  const int64_t stride = batch.count > 1 ? batch.stride[operand][0] : 0;
+  if ((columns == 1 || column == 1) && row >= columns) return LibraryFactor{view.data, false, row, stride};
+  if ((rows == 1 || row == 1) && column >= rows) return LibraryFactor{view.data, true, column, stride};
+  return std::nullopt;
 }
 
-/// The same for one small C of large depth: `slices` parts in `workspace` [slices, m, n], which are then joined in
-/// order.
-template <class T>
-void multiply_sliced(Cuda context, const Gemm<T>& g, int64_t slices, acc_t<T>* workspace) {
+/// Returns false where the library does not make the product.
+template <class T, class Out>
+bool by_library(Cuda context, const Gemm<T, Out>& g) {
+  const bool one_stack = g.batch.ndim == 1 && g.batch.count <= std::numeric_limits<int32_t>::max();
+  if (gpu_products() != GpuProducts::library || g.k == 0 || g.summed.count != 1 || !one_stack) return false;
+  const auto a = library_factor(g.a, g.m, g.k, g.batch, 0), b = library_factor(g.b, g.k, g.n, g.batch, 1);
+  return a && b &&
+         multiply_by_library(context, {*a, *b, g.c, g.bias, dtype_of<T>, dtype_of<Out>, g.m, g.n, g.k, g.batch.count,
+                                       g.ld, g.c_batch, g.add});
+}
+
+template <class T, class Out>
+void by_own_kernel(Cuda context, const Gemm<T, Out>& g) {
+  const auto tiles = [](int64_t size) { return (size + kTile - 1) / kTile; };
+  const int64_t blocks = tiles(g.m) * tiles(g.n), batches = std::min<int64_t>(g.batch.count, 65535);
+  launch(context, dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(batches), static_cast<unsigned>(g.slices)),
+         dim3(kThreads), product<T, Out>, g);
+}
+
+}  // namespace gemm
+
+/// Makes the product: by the library, or else by the kernel above.
+template <class T, class Out>
+void multiply(Cuda context, const Gemm<T, Out>& g) {
+  if (g.m == 0 || g.n == 0 || g.batch.count == 0) return;
+  if (!gemm::by_library(context, g)) gemm::by_own_kernel(context, g);
+}
+
+/// The same for one small C of large depth, which the kernel above cuts: `slices` parts in `workspace` [slices, m, n]
+/// are then joined in order.
+template <class T, class Out>
+void multiply_sliced(Cuda context, const Gemm<T, Out>& g, int64_t slices, acc_t<Out>* workspace) {
   if (slices <= 1) return multiply(context, g);
-  Gemm<T, acc_t<T>> parts{g.a, g.b, workspace, g.m, g.n, g.k, g.n};
+  if (g.m == 0 || g.n == 0 || gemm::by_library(context, g)) return;
+  Gemm<T, acc_t<Out>> parts{g.a, g.b, workspace, g.m, g.n, g.k, g.n};
   parts.slices = slices;
   parts.c_slice = g.m * g.n;
-  multiply(context, parts);
-  launch_elements(context, g.m * g.n, gemm::join<T>, workspace, slices, g.m * g.n, g.add, g.c);
+  gemm::by_own_kernel(context, parts);
+  launch_elements(context, g.m * g.n, gemm::join<Out>, workspace, slices, g.m * g.n, g.add, g.c);
 }
 
 }  // namespace margay::cuda

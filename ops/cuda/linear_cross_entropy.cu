@@ -1,25 +1,20 @@
 #include "ops/linear_cross_entropy.h"
 
 #include "engine/cuda/reduce.cuh"
+#include "engine/device.h"
 #include "ops/cuda/gemm.cuh"
+#include "ops/cuda/rounded.cuh"
 
 namespace margay::kernels {
 namespace {
 
-/// The logits [n, V] are made in chunks that fit the workspace of the CPU's blocks.
-struct Chunks {
-  int64_t rows, words;
+using cuda::MatrixView;
 
-  Chunks(int64_t n, int64_t V, int64_t d) {
-    const int64_t room = LossPieces(n, V, d).count() * LossPieces::kRows * LossPieces::kWords;
-    words = std::min(V, std::max(LossPieces::kWords, room / std::max<int64_t>(n, 1)));
-    rows = std::min(n, room / std::max<int64_t>(words, 1));
-  }
-};
-
-template <class T>
-void make_logits(Cuda context, const T* hidden, const T* weight, int64_t d, int64_t rows, int64_t words, T* logits) {
-  cuda::multiply(context, cuda::Gemm<T>{{hidden, d, 1}, {weight, 1, d}, logits, rows, words, d, words});
+/// logits [rows, words] of rows of `hidden` and `weight`, `ld` apart.
+template <class T, class F>
+void make_logits(Cuda context, MatrixView<F> hidden, MatrixView<F> weight, int64_t d, int64_t rows, int64_t words,
+                 T* logits, int64_t ld) {
+  cuda::multiply(context, cuda::Gemm<F, T>{hidden, weight.transposed(), logits, rows, words, d, ld});
 }
 
 template <class T>
@@ -44,11 +39,11 @@ struct Statistics {
 
 /// Adds words first ... first + words to the statistics of row0 ...: a warp for each row.
 template <class T>
-__global__ void add_words(const T* logits, const int32_t* targets, const int32_t* rows, Statistics<T> all, int64_t row0,
-                          int64_t count, int64_t first, int64_t words) {
+__global__ void add_words(const T* logits, int64_t ld, const int32_t* targets, const int32_t* rows, Statistics<T> all,
+                          int64_t row0, int64_t count, int64_t first, int64_t words) {
   const int64_t local = int64_t{blockIdx.x} * blockDim.y + threadIdx.y, row = row0 + local;
   if (local >= count) return;  // the whole warp
-  const T* const values = logits + local * words;
+  const T* const values = logits + local * ld;
   T max = -INFINITY;
   for (int64_t j = threadIdx.x; j < words; j += cuda::kWarp) max = cuda::Largest::combine(max, values[j]);
   max = cuda::warp_reduce<cuda::Largest>(max);
@@ -89,15 +84,15 @@ __global__ void mean_loss(const T* nll, const int32_t* rows, int64_t n, T* loss)
   if (threadIdx.x == 0) *loss = n > 0 ? T(sum / static_cast<double>(n)) : T(0);
 }
 
-/// logits -> (softmax - onehot) * weight of the row, for rows row0 ... and words first ...
-template <class T>
-__global__ void logit_gradients(LinearCrossEntropyBwd<T> a, T* logits, int64_t row0, int64_t count, int64_t first,
-                                int64_t words) {
+/// gradients = (softmax - onehot) * weight of the row, for rows row0 ... and words first ..., in place or not.
+template <class T, class F>
+__global__ void logit_gradients(LinearCrossEntropyBwd<T> a, const T* logits, F* gradients, int64_t ld, int64_t row0,
+                                int64_t count, int64_t first, int64_t words) {
   for (int64_t e = cuda::first_index(); e < count * words; e += cuda::index_step()) {
-    const int64_t row = row0 + e / words, word = first + e % words, place = a.rows[row];
+    const int64_t local = e / words, column = e % words, row = row0 + local, place = a.rows[row];
     const T weight = (a.dloss ? *a.dloss / T(a.n) : T(0)) + (a.dnll ? a.dnll[place] : T(0));
-    logits[e] =
-        exp(logits[e] - a.row_max[row]) * (a.inv_sum[row] * weight) - (word == a.targets[place] ? weight : T(0));
+    const T share = exp(logits[local * ld + column] - a.row_max[row]) * (a.inv_sum[row] * weight);
+    gradients[local * ld + column] = F(share - (first + column == a.targets[place] ? weight : T(0)));
   }
 }
 
@@ -112,65 +107,79 @@ __global__ void clear(T* to, int64_t n) {
   for (int64_t i = cuda::first_index(); i < n; i += cuda::index_step()) to[i] = T(0);
 }
 
-}  // namespace
-
-template <class T>
-void run(Cuda context, const LinearCrossEntropyFwd<T>& a) {
-  const LossPieces pieces(a.n, a.V, a.d);
-  const Statistics<T> all{a.workspace, a.workspace + pieces.word_groups * a.n,
-                          a.workspace + 2 * pieces.word_groups * a.n, a.best};
-  T* const logits = all.target_logit + a.n;
-  cuda::launch_elements(context, a.R, start<T>, a.nll, a.argmax, a.R);
-  if (a.hidden != a.h) cuda::launch_elements(context, a.n * a.d, gather<T>, a.h, a.rows, a.hidden, a.n, a.d);
-  const Chunks chunk(a.n, a.V, a.d);
+template <class T, class F>
+void forward(Cuda context, const LinearCrossEntropyFwd<T>& a, MatrixView<F> hidden, MatrixView<F> weight) {
+  const LossChunks chunk(a.n, a.V);
+  T *const logits = a.workspace, *const statistics = logits + chunk.size();
+  const Statistics<T> all{statistics, statistics + a.n, statistics + 2 * a.n, a.best};
   const dim3 block(cuda::kWarp, cuda::kThreads / cuda::kWarp);
   for (int64_t row = 0; row < a.n; row += chunk.rows) {
     const int64_t rows = std::min(chunk.rows, a.n - row);
     for (int64_t word = 0; word < a.V; word += chunk.words) {
       const int64_t words = std::min(chunk.words, a.V - word);
-      make_logits(context, a.hidden + row * a.d, a.weight + word * a.d, a.d, rows, words, logits);
+      make_logits(context, hidden.from_row(row), weight.from_row(word), a.d, rows, words, logits, chunk.ld);
       cuda::launch(context, dim3(static_cast<unsigned>((rows + block.y - 1) / block.y)), block, add_words<T>, logits,
-                   a.targets, a.rows, all, row, rows, word, words);
+                   chunk.ld, a.targets, a.rows, all, row, rows, word, words);
     }
   }
   cuda::launch_elements(context, a.n, finish<T>, a, all);
+}
+
+/// `gradients` has room for a chunk; it may be where the logits are.
+template <class T, class F>
+void backward(Cuda context, const LinearCrossEntropyBwd<T>& a, MatrixView<F> hidden, MatrixView<F> weight,
+              F* gradients) {
+  const LossChunks chunk(a.n, a.V);
+  T *const logits = a.workspace, *const dhidden = logits + chunk.size();
+  for (int64_t row = 0; row < a.n; row += chunk.rows) {
+    const int64_t rows = std::min(chunk.rows, a.n - row);
+    const MatrixView<F> inputs = hidden.from_row(row), dlogits{gradients, chunk.ld, 1};
+    for (int64_t word = 0; word < a.V; word += chunk.words) {
+      const int64_t words = std::min(chunk.words, a.V - word);
+      const MatrixView<F> outputs = weight.from_row(word);
+      make_logits(context, inputs, outputs, a.d, rows, words, logits, chunk.ld);
+      cuda::launch_elements(context, rows * words, logit_gradients<T, F>, a, logits, gradients, chunk.ld, row, rows,
+                            word, words);
+      if (a.dh) cuda::multiply(context, cuda::Gemm<F, T>{dlogits, outputs, dhidden, rows, a.d, words, a.d, word > 0});
+      if (a.dweight) {
+        const bool add = a.add_dweight || row > 0;
+        cuda::multiply(context, cuda::Gemm<F, T>{dlogits.transposed(), inputs, a.dweight + word * a.d, words, a.d, rows,
+                                                 a.d, add});
+      }
+    }
+    if (a.dh) cuda::launch_elements(context, rows * a.d, scatter<T>, dhidden, a.rows, a.dh, row, rows, a.d);
+  }
+}
+
+}  // namespace
+
+template <class T>
+void run(Cuda context, const LinearCrossEntropyFwd<T>& a) {
+  cuda::launch_elements(context, a.R, start<T>, a.nll, a.argmax, a.R);
+  if (a.hidden != a.h) cuda::launch_elements(context, a.n * a.d, gather<T>, a.h, a.rows, a.hidden, a.n, a.d);
+  cuda::with_factors(
+      context, cuda::rounds<T>(a.precision, a.n, a.V, a.d),
+      [&]<class F>(MatrixView<F> hidden, MatrixView<F> weight) { forward(context, a, hidden, weight); },
+      cuda::Matrix<T>{{a.hidden, a.d, 1}, a.n, a.d}, cuda::Matrix<T>{{a.weight, a.d, 1}, a.V, a.d});
   cuda::launch(context, dim3(1), dim3(cuda::kThreads), mean_loss<T>, a.nll, a.rows, a.n, a.loss);
 }
 
 template <class T>
 void run(Cuda context, const LinearCrossEntropyBwd<T>& a) {
-  const LossPieces pieces(a.n, a.V, a.d);
-  const Chunks chunk(a.n, a.V, a.d);
-  T* const logits = a.workspace;
-  T* const dhidden = logits + pieces.count() * LossPieces::kRows * LossPieces::kWords;
-  const int64_t most_rows = std::min(chunk.rows, pieces.rows_per_round);
   if (a.dh) cuda::launch_elements(context, a.R * a.d, clear<T>, a.dh, a.R * a.d);
   if (a.n == 0 && a.dweight && !a.add_dweight)
     cuda::launch_elements(context, a.V * a.d, clear<T>, a.dweight, a.V * a.d);
-  for (int64_t row = 0; row < a.n; row += most_rows) {
-    const int64_t rows = std::min(most_rows, a.n - row);
-    for (int64_t word = 0; word < a.V; word += chunk.words) {
-      const int64_t words = std::min(chunk.words, a.V - word);
-      const T* const weight = a.weight + word * a.d;
-      make_logits(context, a.hidden + row * a.d, weight, a.d, rows, words, logits);
-      cuda::launch_elements(context, rows * words, logit_gradients<T>, a, logits, row, rows, word, words);
-      if (a.dh) {
-        cuda::multiply(context,
-                       cuda::Gemm<T>{{logits, words, 1}, {weight, a.d, 1}, dhidden, rows, a.d, words, a.d, word > 0});
-      }
-      if (a.dweight) {
-        cuda::multiply(context, cuda::Gemm<T>{{logits, 1, words},
-                                              {a.hidden + row * a.d, a.d, 1},
-                                              a.dweight + word * a.d,
-                                              words,
-                                              a.d,
-                                              rows,
-                                              a.d,
-                                              a.add_dweight || row > 0});
-      }
+  const auto products = [&]<class F>(MatrixView<F> hidden, MatrixView<F> weight) {
+    if constexpr (std::is_same_v<F, T>) {
+      backward(context, a, hidden, weight, a.workspace);
+    } else {
+      const Scratch gradients(backend(Device{DeviceType::cuda, context.index}).allocator(),
+                              static_cast<size_t>(LossChunks(a.n, a.V).size()) * sizeof(F));
+      backward(context, a, hidden, weight, static_cast<F*>(gradients.data()));
     }
-    if (a.dh) cuda::launch_elements(context, rows * a.d, scatter<T>, dhidden, a.rows, a.dh, row, rows, a.d);
-  }
+  };
+  cuda::with_factors(context, cuda::rounds<T>(a.precision, a.n, a.V, a.d), products,
+                     cuda::Matrix<T>{{a.hidden, a.d, 1}, a.n, a.d}, cuda::Matrix<T>{{a.weight, a.d, 1}, a.V, a.d});
 }
 
 template void run(Cuda, const LinearCrossEntropyFwd<float>&);

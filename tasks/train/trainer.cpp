@@ -45,9 +45,7 @@ void require_same(Config wanted, Config saved, const std::string& checkpoint) {
 
 Precision training_precision(const TrainConfig& config, Device device, bool cpu_has_bf16) {
   if (config.precision == "f32") return Precision::f32;
-  if (device.type != DeviceType::cpu)
-    throw ConfigError(fmt::format("train.precision must be \"f32\" on {}, got \"bf16\"", to_string(device)));
-  if (!cpu_has_bf16) {
+  if (device.type == DeviceType::cpu && !cpu_has_bf16) {
     throw ConfigError(
         "train.precision must be \"f32\" on this CPU, which has neither AMX-BF16 nor AVX512-BF16 instructions, got "
         "\"bf16\"");

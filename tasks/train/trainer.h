@@ -17,8 +17,8 @@
 
 namespace margay {
 
-/// The precision of the matrix products that `train.precision` asks for. Throws ConfigError where the device, or a CPU
-/// without instructions for it, cannot give it.
+/// The precision of the matrix products that `train.precision` asks for. Throws ConfigError on a CPU without
+/// instructions for it.
 Precision training_precision(const TrainConfig& config, Device device, bool cpu_has_bf16 = cpu_has_bf16_products());
 
 /// A model in training: its weights, the optimiser's moments, and a place in the data. It writes nothing by itself and
