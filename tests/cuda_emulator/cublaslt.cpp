@@ -46,8 +46,8 @@ struct Algorithm {
 static_assert(sizeof(Algorithm) <= sizeof(cublasLtMatmulAlgo_t));
 
 struct Problem {
-  const EmulatedOperation& operation;
-  const EmulatedLayout &a, &b, &c, &d;
+  EmulatedOperation operation;
+  EmulatedLayout a, b, c, d;
 
   bool with_bias() const { return operation.epilogue == CUBLASLT_EPILOGUE_BIAS; }
   uint64_t m() const { return d.rows; }
@@ -236,7 +236,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t oper
                               cublasLtMatrixLayout_t a_layout, const void* b, cublasLtMatrixLayout_t b_layout,
                               const void* beta, const void* c, cublasLtMatrixLayout_t c_layout, void* d,
                               cublasLtMatrixLayout_t d_layout, const cublasLtMatmulAlgo_t* algorithm, void* workspace,
-                              size_t workspace_bytes, cudaStream_t) {
+                              size_t workspace_bytes, cudaStream_t stream) {
   const Problem problem{*operation, *a_layout, *b_layout, *c_layout, *d_layout};
   Algorithm found;
   std::memcpy(&found, algorithm->data, sizeof(found));
@@ -246,12 +246,16 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t oper
   if (problem.with_bias()) aligned = aligned && operation->bias && is_aligned(operation->bias, found.alignments[3]);
   if (!handle || found.problem != problem.digest() || !aligned || workspace_bytes < kWorkspace)
     return CUBLAS_STATUS_INVALID_VALUE;
-  std::memset(workspace, 0xff, kWorkspace);  // nobody else's memory
-  if (operation->scale == CUDA_R_64F) {
-    multiply<double>(problem, read<double>(alpha, 0), a, b, read<double>(beta, 0), c, d);
-  } else {
-    multiply<float>(problem, static_cast<double>(read<float>(alpha, 0)), a, b,
-                    static_cast<double>(read<float>(beta, 0)), c, d);
+  const bool wide = operation->scale == CUDA_R_64F;
+  const auto factor = [&](const void* value) { return read(wide ? CUDA_R_64F : CUDA_R_32F, value, 0); };
+  const auto work = [=, alpha = factor(alpha), beta = factor(beta)] {
+    std::memset(workspace, 0xff, kWorkspace);  // nobody else's memory
+    wide ? multiply<double>(problem, alpha, a, b, beta, c, d) : multiply<float>(problem, alpha, a, b, beta, c, d);
+  };
+  if (cuda_emulator::is_capturing(stream)) {
+    const bool recorded = cuda_emulator::record(stream, work) == cudaSuccess;
+    return recorded ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_EXECUTION_FAILED;
   }
+  work();
   return CUBLAS_STATUS_SUCCESS;
 }
