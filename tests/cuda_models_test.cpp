@@ -141,22 +141,21 @@ TEST_CASE("cuda: 200 training steps stay together with the CPU's" * doctest::ski
 TEST_CASE("cuda: training in bf16 stays close to the CPU's, with bits of its own" * doctest::skip(no_gpu())) {
   Config config = tiny_config();
   config.model.d_model = 32;
-  const auto train = [&](const char* precision, Device device) {
+  const auto train = [&](const char* precision, Device device, size_t steps) {
     config.train.precision = precision;
     Trainer trainer(config, device);
     std::vector<double> losses;
-    for (int64_t step = 0; step < 20; ++step) losses.push_back(trainer.step().loss);
-    losses.push_back(trainer.evaluate().loss);
+    while (losses.size() < steps) losses.push_back(trainer.step().loss);
     return losses;
   };
-  const std::vector<double> rounded = train("bf16", kGpu), exact = train("f32", kGpu);
-  const std::vector<double> cpu = train(cpu_has_bf16_products() ? "bf16" : "f32", {});
-  CHECK(rounded[19] < 0.97 * rounded[0]);
+  const std::vector<double> rounded = train("bf16", kGpu, 10), exact = train("f32", kGpu, 2);
+  const std::vector<double> cpu = train(cpu_has_bf16_products() ? "bf16" : "f32", {}, rounded.size());
+  CHECK(rounded.back() < 0.99 * rounded.front());
   for (size_t i = 0; i < rounded.size(); ++i) {
     CAPTURE(i);
     CHECK(rounded[i] == doctest::Approx(cpu[i]).epsilon(0.02));
-    CHECK(rounded[i] != exact[i]);
   }
+  for (size_t i = 0; i < exact.size(); ++i) CHECK(rounded[i] != exact[i]);
 }
 
 }  // namespace margay::test
