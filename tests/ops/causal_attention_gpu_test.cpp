@@ -78,7 +78,7 @@ void check_against_cpu(const Case& c) {
     const Tensors got = run(c, in, dtype, kGpu);
     for (size_t i = 0; i < expected.size(); ++i) {
       CAPTURE(i);
-      const double tolerance = i == 4 ? 0.03 : dtype == DType::bf16 ? 0.02 : 0.01;
+      const double tolerance = i == 4 ? 0.03 : dtype == DType::bf16 ? 0.04 : 0.01;
       CHECK(difference_relative_to_max(got[i], expected[i], tolerance) == "");
     }
   }
