@@ -83,6 +83,7 @@ struct Call {
   Saved q, k, v, beta, rng;
   double scale, dropout;
   uint64_t stream;
+  Precision precision;
 
   template <class T, class Args>
   void fill(Args& a) const {
@@ -96,6 +97,7 @@ struct Call {
     a.scale = scale;
     a.beta = beta->defined() ? beta->data<T>() : nullptr;
     a.dropout = {dropout, dropout > 0 ? rng->data<int64_t>() : nullptr, stream};
+    a.precision = precision;
   }
 };
 
@@ -144,7 +146,8 @@ Tensor causal_attention(const Tensor& q, const Tensor& k, const Tensor& v, const
                   Saved(options.dropout > 0 ? options.rng.contiguous() : Tensor()),
                   options.scale,
                   options.dropout,
-                  options.stream};
+                  options.stream,
+                  product_precision()};
   const DType sums = acc_dtype(q.dtype());
   const Tensor y = heads_view(empty({shape.B, shape.Lq, 1, shape.H, shape.dh}, q.dtype(), q.device()));
   const Tensor lse = Graph::recording(inputs) ? empty({shape.B, shape.H, shape.Lq}, sums, q.device()) : Tensor();

@@ -2,6 +2,7 @@
 #include "engine/op.h"
 #include "ops/attention_dropout.h"
 #include "ops/heads.h"
+#include "ops/precision.h"
 
 namespace margay {
 
@@ -26,6 +27,8 @@ struct AttentionOptions {
 /// are computed when needed (Dao et al. 2022, arXiv:2205.14135), and masked tiles are skipped. Results before a token
 /// do not depend on it in any bit, even where it holds NaN. q, k and v may be views (copied only if dh is not the
 /// innermost axis in memory). Where Lq = Lk, the gradients of q, k and v are slices of one [B,L,3,H,dh] buffer.
+/// A GPU multiplies bf16 tensors, and f32 tensors whose factors product_precision() lets it round, on tensor cores
+/// where dh is a multiple of 16 up to 128; sums are f32. The CPU ignores that setting here.
 /// Throws OpError for shapes, dtypes or options that do not fit.
 Tensor causal_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& beta,
                         const AttentionOptions& options);
@@ -65,8 +68,9 @@ struct CausalAttentionFwd {
   AttentionDropout dropout;
   T* y;
   HeadStrides y_strides;
-  acc_t<T>* lse;        // [B,H,Lq] log of the sum of exp(scores), or null
-  acc_t<T>* workspace;  // [workspace_size()]
+  acc_t<T>* lse;                         // [B,H,Lq] log of the sum of exp(scores), or null
+  acc_t<T>* workspace;                   // [workspace_size()]
+  Precision precision = Precision::f32;  // of the GPU's products of floats
 
   using Tiling = AttentionTiling<acc_t<T>>;
   /// Parts into which the keys of a tile of queries are cut, where there are few tiles and many keys (decoding).
@@ -96,8 +100,9 @@ struct CausalAttentionBwd {
   const acc_t<T>* lse;  // [B,H,Lq]
   T *dq, *dk, *dv;
   HeadStrides dq_strides, dk_strides, dv_strides;
-  T* dbeta;             // [H] or null
-  acc_t<T>* workspace;  // [workspace_size()]
+  T* dbeta;                              // [H] or null
+  acc_t<T>* workspace;                   // [workspace_size()]
+  Precision precision = Precision::f32;  // of the GPU's products of floats
 
   using Tiling = AttentionTiling<acc_t<T>>;
   /// Groups of query tiles of a head that are worked on separately, where there are few heads. Each has its own dk, dv.

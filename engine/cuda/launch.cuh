@@ -1,5 +1,6 @@
 #pragma once
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <tuple>
 
@@ -11,9 +12,16 @@ namespace margay::cuda {
 inline constexpr int kWarp = 32;
 inline constexpr int kThreads = 256;  // of a block, where a kernel has no reason for another number
 
-/// Starts a kernel on the context's stream. The context's device must be current, as DeviceBackend::stream() makes it.
+/// Starts a kernel on the context's stream, whose blocks have `shared_bytes` of dynamic shared memory. The context's
+/// device must be current, as DeviceBackend::stream() makes it.
 template <class... Parameters, class... Arguments>
-void launch(Cuda context, dim3 grid, dim3 block, void (*kernel)(Parameters...), const Arguments&... arguments) {
+void launch_shared(Cuda context, dim3 grid, dim3 block, size_t shared_bytes, void (*kernel)(Parameters...),
+                   const Arguments&... arguments) {
+  constexpr size_t free_to_all = size_t{48} << 10;  // a kernel has to ask for more
+  if (shared_bytes > free_to_all)
+    MARGAY_CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                           cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                           static_cast<int>(shared_bytes)));
   std::tuple<Parameters...> values(static_cast<Parameters>(arguments)...);
   void* pointers[sizeof...(Parameters) + 1];  // an array has at least one element
   std::apply(
@@ -22,7 +30,14 @@ void launch(Cuda context, dim3 grid, dim3 block, void (*kernel)(Parameters...), 
         ((pointers[i++] = &value), ...);
       },
       values);
-  MARGAY_CUDA_CHECK(cudaLaunchKernel(kernel, grid, block, pointers, 0, static_cast<cudaStream_t>(context.stream)));
+  MARGAY_CUDA_CHECK(
+      cudaLaunchKernel(kernel, grid, block, pointers, shared_bytes, static_cast<cudaStream_t>(context.stream)));
+}
+
+/// The same for a kernel without dynamic shared memory.
+template <class... Parameters, class... Arguments>
+void launch(Cuda context, dim3 grid, dim3 block, void (*kernel)(Parameters...), const Arguments&... arguments) {
+  launch_shared(context, grid, block, 0, kernel, arguments...);
 }
 
 /// Starts a kernel that walks `count` elements by first_index() and index_step(); nothing for no elements.

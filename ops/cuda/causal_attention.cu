@@ -1,5 +1,5 @@
 #include "engine/cuda/reduce.cuh"
-#include "ops/cuda/attention_tile.cuh"
+#include "ops/cuda/attention_mma.cuh"
 
 namespace margay::kernels {
 namespace {
@@ -86,6 +86,7 @@ __global__ void __launch_bounds__(cuda::kThreads) forward(CausalAttentionFwd<T> 
 
 template <class T>
 void run(Cuda cuda, const CausalAttentionFwd<T>& a) {
+  if (try_tensor_cores(cuda, a)) return;
   const AttentionShape& s = a.shape;
   const int64_t tiles = (s.Lq + kTile<acc_t<T>> - 1) / kTile<acc_t<T>>, blocks = s.B * s.H * tiles;
   const int64_t columns = std::max<int64_t>(1, (s.dh + kColumns - 1) / kColumns);

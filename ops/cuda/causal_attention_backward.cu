@@ -1,5 +1,5 @@
 #include "engine/cuda/reduce.cuh"
-#include "ops/cuda/attention_tile.cuh"
+#include "ops/cuda/attention_mma.cuh"
 
 namespace margay::kernels {
 namespace {
@@ -157,11 +157,11 @@ void run(Cuda cuda, const CausalAttentionBwd<T>& a) {
     return static_cast<unsigned>(s.B * s.H * ((length + kTile<acc_t<T>> - 1) / kTile<acc_t<T>>));
   };
   const dim3 threads(cuda::kThreads);
-  if (tiles(s.Lq) > 0) {
-    cuda::launch_elements(cuda, s.B * s.H * s.Lq * cuda::kWarp, deltas<T>, a);
-    cuda::launch(cuda, dim3(tiles(s.Lq), columns), threads, query_gradient<T>, a);
+  if (tiles(s.Lq) > 0) cuda::launch_elements(cuda, s.B * s.H * s.Lq * cuda::kWarp, deltas<T>, a);
+  if (!try_tensor_cores(cuda, a)) {
+    if (tiles(s.Lq) > 0) cuda::launch(cuda, dim3(tiles(s.Lq), columns), threads, query_gradient<T>, a);
+    if (tiles(s.Lk) > 0) cuda::launch(cuda, dim3(tiles(s.Lk), columns), threads, key_gradients<T>, a);
   }
-  if (tiles(s.Lk) > 0) cuda::launch(cuda, dim3(tiles(s.Lk), columns), threads, key_gradients<T>, a);
   if (a.dbeta && s.H > 0) cuda::launch(cuda, dim3(static_cast<unsigned>(s.H)), threads, beta_gradient<T>, a);
 }
 

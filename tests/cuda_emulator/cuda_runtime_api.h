@@ -10,6 +10,7 @@
 
 #include "tests/cuda_emulator/executor.h"
 #include "tests/cuda_emulator/stream.h"
+#include "tests/cuda_emulator/tensor_cores.h"
 
 #define __global__
 #define __device__
@@ -24,6 +25,7 @@ enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpy
 inline constexpr unsigned cudaHostAllocDefault = 0, cudaEventDisableTiming = 2, cudaStreamNonBlocking = 1;
 
 struct cudaFuncAttributes {};
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 struct cudaDeviceProp {
   char name[256] = "emulated GPU";
   size_t totalGlobalMem = size_t{8} << 30;
@@ -36,6 +38,10 @@ inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline cudaError_t cudaDriverGetVersion(int* version) { return *version = CUDART_VERSION, cudaSuccess; }
 inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
 inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) { return *properties = {}, cudaSuccess; }
+inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int bytes) {
+  constexpr int most_of_a_block = 227 << 10;
+  return bytes <= most_of_a_block ? cudaSuccess : cudaErrorInvalidValue;
+}
 inline cudaError_t cudaSetDevice(int index) { return index == 0 ? cudaSuccess : cudaErrorInvalidValue; }
 template <class Kernel>
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, Kernel) {
@@ -92,6 +98,16 @@ cudaError_t cudaLaunchKernel(void (*kernel)(Parameters...), dim3 grid, dim3 bloc
 // ---- What kernels call ---------------------------------------------------------------------------------------------
 
 inline void __syncthreads() { cuda_emulator::block_barrier(); }
+inline int __syncthreads_or(int predicate) {
+  static int any = 0;
+  if (predicate) any = 1;
+  cuda_emulator::block_barrier();
+  const int result = any;
+  cuda_emulator::block_barrier();  // all have read it
+  any = 0;
+  cuda_emulator::block_barrier();  // nobody sets it before it is 0
+  return result;
+}
 inline void __syncwarp(unsigned = 0xffffffffu) { cuda_emulator::warp_barrier(); }
 
 template <class T>

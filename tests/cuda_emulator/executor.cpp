@@ -7,6 +7,7 @@
 #include <memory>
 #include <mutex>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 namespace cuda_emulator {
@@ -61,7 +62,7 @@ class Executor {
 
  private:
   struct alignas(16) Slot {
-    char bytes[16];
+    char bytes[32];
   };
 
   void run_block(bool descending) {
@@ -72,6 +73,9 @@ class Executor {
     for (;;) {
       if (Fiber* const fiber = find(State::ready)) {
         resume(*fiber);
+      } else if (failure_) {
+        for (const auto& fiber : fibers_) fiber->state = State::idle;
+        std::rethrow_exception(std::exchange(failure_, nullptr));
       } else if (started_ < threads_) {
         start(free_fiber());
       } else if (std::none_of(fibers_.begin(), fibers_.end(), [](const auto& f) { return f->state != State::idle; })) {
@@ -141,7 +145,12 @@ class Executor {
       const unsigned number = started_++;
       fiber.thread = descending_ ? threads_ - 1 - number : number;
       set_index(fiber.thread);
-      (*thread_)();
+      try {
+        (*thread_)();
+      } catch (...) {
+        failure_ = std::current_exception();
+        started_ = threads_;
+      }
       ended_[fiber.thread] = true;
     }
     fiber.state = State::idle;
@@ -152,6 +161,7 @@ class Executor {
   }
 
   std::mutex one_grid_;
+  std::exception_ptr failure_;  // of a thread: the block ends with it
   const std::function<void()>* thread_ = nullptr;
   unsigned threads_ = 0, started_ = 0;
   bool descending_ = false;

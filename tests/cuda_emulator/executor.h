@@ -21,14 +21,15 @@ inline constexpr int warpSize = 32;
 namespace cuda_emulator {
 
 /// Runs `thread` once for every thread of the grid, one grid at a time whoever launches it. Throws std::logic_error
-/// where the threads of a block cannot go on, since some wait at one barrier and some at another.
+/// where the threads of a block cannot go on, since some wait at one barrier and some at another; and what a thread
+/// throws.
 void run(dim3 grid, dim3 block, const std::function<void()>& thread);
 
 /// Waits for all threads of the block, or of the warp, that have not ended.
 void block_barrier();
 void warp_barrier();
 
-/// 16 bytes for the lane of this thread's warp, to pass values through.
+/// 32 bytes for the lane of this thread's warp, to pass values through.
 void* lane_slot(unsigned lane);
 /// The place of this thread in its warp.
 unsigned lane();
@@ -37,7 +38,7 @@ bool lane_is_live(unsigned lane);
 
 template <class T>
 T from_lane(T value, unsigned source) {
-  static_assert(sizeof(T) <= 16 && std::is_trivially_copyable_v<T>);
+  static_assert(sizeof(T) <= 32 && std::is_trivially_copyable_v<T>);
   std::memcpy(lane_slot(lane()), &value, sizeof(T));
   warp_barrier();
   T result = value;
