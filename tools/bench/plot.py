@@ -34,17 +34,19 @@ def main():
     if len(sys.argv) != 3:
         sys.exit(__doc__)
     rows = {row: ratios(by_name) for row, by_name in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")).items()}
-    figure, axes = pyplot.subplots(figsize=(8, 0.5 + 0.42 * len(rows)), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(8, 0.9 + 0.42 * len(rows)), layout="constrained")
     for index, (form, label) in enumerate(FORMS.items()):
         places = [(place, of_row[form]) for place, of_row in enumerate(rows.values()) if form in of_row]
-        axes.barh([place + 0.27 * (index - 1) for place, _ in places], [value for _, value in places], 0.25, label=label)
+        if places:
+            axes.barh([place + 0.27 * (index - 1) for place, _ in places], [value - 1 for _, value in places], 0.25,
+                      left=1, label=label)
     axes.axvline(1, color="black", linewidth=1)
     axes.set_yticks(range(len(rows)), rows)
     axes.invert_yaxis()
     axes.set_xscale("log")
     axes.set_xticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
     axes.set_xlabel("PyTorch's time by Margay's: right of 1 Margay is faster")
-    axes.legend(loc="lower right", frameon=False)
+    figure.legend(loc="outside upper center", ncols=len(FORMS), frameon=False)
     figure.savefig(sys.argv[2], metadata={"Date": None})
 
 
