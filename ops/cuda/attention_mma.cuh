@@ -1,8 +1,9 @@
 #pragma once
-#include "engine/device.h"
-#include "engine/scratch.h"
+#include <optional>
+
 #include "ops/cuda/attention_tile.cuh"
 #include "ops/cuda/mma.cuh"
+#include "ops/cuda/rounded.cuh"
 
 // Causal attention on tensor cores: factors in bf16, sums in f32. A block of four warps works on a tile of 64 rows, 16
 // a warp, against tiles of 64 other rows, for which it waits while it works on what came before. Weights stay in
@@ -40,42 +41,31 @@ __device__ inline void write_pair(bf16* to, float left, float right) {
   __builtin_memcpy(__builtin_assume_aligned(destination, 4), &pair, sizeof(pair));
 }
 
-/// A warp per row.
-template <class T>
-__global__ void __launch_bounds__(cuda::kThreads)
-    round_rows(const T* from, HeadStrides strides, int64_t H, int64_t L, int64_t dh, int64_t count, bf16* to) {
-  constexpr int64_t warps = cuda::kThreads / cuda::kWarp;
-  for (int64_t i = blockIdx.x * warps + threadIdx.x / cuda::kWarp; i < count; i += gridDim.x * warps) {
-    const int64_t head = i / L;
-    const T* const row = head_rows(from, strides, head / H, head % H)[i % L];
-    for (int64_t d = 2 * (threadIdx.x % cuda::kWarp); d < dh; d += 2 * cuda::kWarp)
-      write_pair(to + i * dh + d, float(row[d]), float(row[d + 1]));
-  }
-}
-
-/// A factor as Bf16Heads: itself if it is that, else a copy, rounded to nearest even, that lives as long as this.
+/// A factor as Bf16Heads: itself if it is that, else a rounded copy, which lives as long as this.
 template <class T>
 class Factor {
  public:
-  Factor(Cuda context, const T* data, const HeadStrides& strides, int64_t L, const AttentionShape& s)
-      : copy_(backend({DeviceType::cuda, context.index}).allocator(),
-              serves(data, strides) ? 0 : static_cast<size_t>(s.B * s.H * L * s.dh) * sizeof(bf16)) {
-    if constexpr (std::is_same_v<T, bf16>) heads_ = {data, strides};
-    if (serves(data, strides)) return;
-    auto* const to = static_cast<bf16*>(copy_.data());
-    const int64_t rows = s.B * s.H * L;
-    cuda::launch_elements(context, rows * cuda::kWarp, round_rows<T>, data, strides, s.H, L, s.dh, rows, to);
-    heads_ = {to, {s.H * L * s.dh, L * s.dh, s.dh}};
+  Factor(Cuda context, const T* data, const HeadStrides& strides, int64_t L, const AttentionShape& s) {
+    if constexpr (std::is_same_v<T, bf16>) {
+      if (serves(data, strides)) {
+        heads_ = {data, strides};
+        return;
+      }
+    }
+    copy_.emplace(context, cuda::MatrixView<T>{data, strides.row, 1}, L, s.dh, Shape{s.B, s.H},
+                  Shape{strides.batch, strides.head});
+    const cuda::MatrixView<bf16> first = copy_->view();
+    heads_ = {first.data, {s.H * copy_->distance(), copy_->distance(), first.row}};
   }
   operator Bf16Heads() const { return heads_; }  // NOLINT: it is one, and its memory
 
  private:
-  static bool serves(const T* data, const HeadStrides& strides) {
+  static bool serves(const bf16* data, const HeadStrides& strides) {
     constexpr int64_t step = 16 / sizeof(bf16);
-    return std::is_same_v<T, bf16> && reinterpret_cast<uintptr_t>(data) % 16 == 0 && strides.batch % step == 0 &&
-           strides.head % step == 0 && strides.row % step == 0;
+    return reinterpret_cast<uintptr_t>(data) % 16 == 0 && strides.batch % step == 0 && strides.head % step == 0 &&
+           strides.row % step == 0;
   }
-  Scratch copy_;
+  std::optional<cuda::Rounded> copy_;
   Bf16Heads heads_{};
 };
 

@@ -16,12 +16,14 @@ bool rounds(Precision precision, int64_t m, int64_t n, int64_t k) {
   return std::is_same_v<T, float> && precision == Precision::bf16 && large;
 }
 
-/// Matrices rounded to bf16, to the nearest, ties to even, in memory that they hold for as long as they live. Rows, or
-/// columns where the original is stored by columns, start at multiples of 16 bytes, as tensor cores want them.
+/// Matrices of f32 or bf16 as copies in bf16, rounded to the nearest, ties to even, in memory that they hold for as
+/// long as they live. Rows, or columns where the original is stored by columns, start at multiples of 16 bytes, as
+/// tensor cores want them.
 class Rounded {
  public:
   /// Matrices [rows, columns] that start `strides` apart along axes of the sizes `stack`.
-  Rounded(Cuda context, MatrixView<float> from, int64_t rows, int64_t columns, const Shape& stack = {},
+  template <class T>
+  Rounded(Cuda context, MatrixView<T> from, int64_t rows, int64_t columns, const Shape& stack = {},
           const Shape& strides = {});
 
   /// The first matrix; the others follow in row-major order of the stack, each distance() after the one before.

@@ -10,6 +10,7 @@
 
 #include "engine/device.h"
 #include "ops/causal_attention.h"
+#include "tests/support/attention_case.h"
 #include "tests/support/compare.h"
 
 namespace margay::test {
@@ -19,25 +20,13 @@ constexpr Device kGpu{DeviceType::cuda, 0};
 
 bool no_gpu() { return cuda_device_count() == 0; }
 
-struct Case {
-  int64_t B, H, Lq, Lk, dh, window = 0;
-  bool beta = false;
-  double dropout = 0;
-};
-
-std::string title(const Case& c) {
-  return "B " + std::to_string(c.B) + ", H " + std::to_string(c.H) + ", Lq " + std::to_string(c.Lq) + ", Lk " +
-         std::to_string(c.Lk) + ", dh " + std::to_string(c.dh) + ", window " + std::to_string(c.window) +
-         (c.beta ? ", beta" : "") + (c.dropout > 0 ? ", dropout" : "");
-}
-
 /// The buffer [B,Lk,3,H,dh] of q, k and v, beta [H] and dy [B,H,Lq,dh]: values of bf16, so that no rounding of factors
 /// counts, whatever the dtype.
 struct Inputs {
   Tensor packed, beta, dy;
 };
 
-Inputs inputs_of(const Case& c) {
+Inputs inputs_of(const AttentionCase& c) {
   const auto rounded = [](const Shape& shape, uint64_t seed, double low, double high) {
     return random_uniform(shape, seed, low, high).to(DType::bf16).to(DType::f64);
   };
@@ -52,7 +41,8 @@ Tensor heads_of(const Tensor& packed, int64_t part, int64_t rows) {
 }
 
 /// The result and the gradients of q, k, v and beta, brought to the CPU in f64.
-Tensors run(const Case& c, const Inputs& in, DType dtype, Device device, Precision precision = Precision::bf16) {
+Tensors run(const AttentionCase& c, const Inputs& in, DType dtype, Device device,
+            Precision precision = Precision::bf16) {
   const Tensor packed = in.packed.to(dtype).to(device);
   Tensors leaves{heads_of(packed, 0, c.Lq), heads_of(packed, 1, c.Lk), heads_of(packed, 2, c.Lk)};
   if (c.beta) leaves.push_back(in.beta.to(dtype).to(device));
@@ -69,7 +59,7 @@ Tensors run(const Case& c, const Inputs& in, DType dtype, Device device, Precisi
 
 /// Weights, and gradients of scores, are rounded to eight bits; sums of many are closer than one of them. Gradients of
 /// bf16 tensors also know the result no better, and that of beta sums what mostly cancels.
-void check_against_cpu(const Case& c) {
+void check_against_cpu(const AttentionCase& c) {
   CAPTURE(title(c));
   const Inputs in = inputs_of(c);
   const Tensors expected = run(c, in, DType::f64, Device{});
@@ -106,7 +96,7 @@ TEST_CASE("causal attention on tensor cores drops the weights that the mask says
 }
 
 TEST_CASE("causal attention rounds on a GPU only where it may" * doctest::skip(no_gpu())) {
-  const Case c{1, 2, 70, 70, 32, 0, true};
+  const AttentionCase c{1, 2, 70, 70, 32, 0, true};
   const Inputs in = inputs_of(c);
   const Tensors expected = run(c, in, DType::f64, Device{});
   const auto check = [&](const Tensors& got, bool rounds) {
@@ -120,7 +110,7 @@ TEST_CASE("causal attention rounds on a GPU only where it may" * doctest::skip(n
   check(run(c, in, DType::f64, kGpu, Precision::bf16), false);
   check(run(c, in, DType::f32, Device{}, Precision::bf16), false);
   // Heads of other sizes stay as they are.
-  const Case odd{1, 2, 70, 70, 24};
+  const AttentionCase odd{1, 2, 70, 70, 24};
   const Inputs other = inputs_of(odd);
   CHECK(same_bits(run(odd, other, DType::f32, kGpu)[1], run(odd, other, DType::f32, kGpu, Precision::f32)[1]));
 }
@@ -138,14 +128,14 @@ TEST_CASE("causal attention on tensor cores takes bf16 rows that start anywhere"
 }
 
 TEST_CASE("causal attention on tensor cores gives the same bits again" * doctest::skip(no_gpu())) {
-  const Case c{1, 2, 130, 140, 32, 70, true, 0.2};
+  const AttentionCase c{1, 2, 130, 140, 32, 70, true, 0.2};
   const Inputs in = inputs_of(c);
   const Tensors first = run(c, in, DType::f32, kGpu), second = run(c, in, DType::f32, kGpu);
   for (size_t i = 0; i < first.size(); ++i) CHECK(same_bits(first[i], second[i]));
 }
 
 TEST_CASE("causal attention on tensor cores: the future changes no bit, not even as NaN" * doctest::skip(no_gpu())) {
-  for (const Case& c : {Case{1, 2, 130, 130, 16}, Case{1, 1, 100, 150, 32, 70}}) {
+  for (const AttentionCase& c : {AttentionCase{1, 2, 130, 130, 16}, AttentionCase{1, 1, 100, 150, 32, 70}}) {
     CAPTURE(title(c));
     const auto result = [&](const Inputs& in) {
       const Tensor packed = in.packed.to(DType::f32).to(kGpu);
@@ -174,7 +164,7 @@ TEST_CASE("causal attention on tensor cores: the future changes no bit, not even
 }
 
 TEST_CASE("causal attention on tensor cores: who sees a value that is not finite gets it" * doctest::skip(no_gpu())) {
-  const Case c{1, 1, 70, 70, 16, 30};
+  const AttentionCase c{1, 1, 70, 70, 16, 30};
   const Inputs in = inputs_of(c);
   heads_of(in.packed, 2, c.Lk).view({1}, {1}, 3 * 48 + 5).fill(HUGE_VAL);  // token 3, element 5
   const auto y = run(c, in, DType::f32, kGpu)[0].to_vector<double>();
@@ -187,7 +177,7 @@ TEST_CASE("causal attention on tensor cores: who sees a value that is not finite
 }
 
 TEST_CASE("causal attention on tensor cores: gradients of the future stay there, even NaN" * doctest::skip(no_gpu())) {
-  const Case c{1, 1, 150, 150, 16, 40};
+  const AttentionCase c{1, 1, 150, 150, 16, 40};
   const auto gradients = [&](double poison) {
     const Inputs in = inputs_of(c);
     rows_of(in.dy, 20, 10).fill(poison);
@@ -203,7 +193,7 @@ TEST_CASE("causal attention on tensor cores: gradients of the future stay there,
 
 TEST_CASE("causal attention on tensor cores: factors that are not finite reach who sees them" *
           doctest::skip(no_gpu())) {
-  const Case c{1, 1, 100, 100, 16, 30};
+  const AttentionCase c{1, 1, 100, 100, 16, 30};
   const Tensors clean = run(c, inputs_of(c), DType::f32, kGpu);
   for (const int64_t part : {0, 1, 2}) {
     CAPTURE(part);

@@ -13,29 +13,18 @@
 #include "engine/error.h"
 #include "engine/parallel.h"
 #include "ops/dropout.h"
+#include "tests/support/attention_case.h"
 #include "tests/support/compare.h"
 
 namespace margay::test {
 namespace {
-
-struct Case {
-  int64_t B, H, Lq, Lk, dh, window = 0;
-  bool beta = false;
-  double dropout = 0;
-};
-
-std::string title(const Case& c) {
-  return "B " + std::to_string(c.B) + ", H " + std::to_string(c.H) + ", Lq " + std::to_string(c.Lq) + ", Lk " +
-         std::to_string(c.Lk) + ", dh " + std::to_string(c.dh) + ", window " + std::to_string(c.window) +
-         (c.beta ? ", beta" : "") + (c.dropout > 0 ? ", dropout" : "");
-}
 
 // q, k, v as slices of one packed buffer [B,L,3,H,dh] (q its last Lq rows), beta [H], dy.
 struct Inputs {
   Tensor q, k, v, beta, dy;
 };
 
-Inputs inputs_of(const Case& c, DType dtype = DType::f64) {
+Inputs inputs_of(const AttentionCase& c, DType dtype = DType::f64) {
   const Tensor packed = random_uniform({c.B, c.Lk, 3, c.H, c.dh}, 1, -1.5, 1.5, dtype);
   const Shape strides{c.Lk * 3 * c.H * c.dh, c.dh, 3 * c.H * c.dh, 1};
   const auto slice_of = [&](int64_t part, int64_t rows) {
@@ -46,7 +35,7 @@ Inputs inputs_of(const Case& c, DType dtype = DType::f64) {
           random_uniform({c.B, c.H, c.Lq, c.dh}, 3, -1, 1, dtype)};
 }
 
-AttentionOptions options_of(const Case& c) {
+AttentionOptions options_of(const AttentionCase& c) {
   AttentionOptions options{.scale = 0.7, .window = c.window, .dropout = c.dropout, .stream = 9};
   if (c.dropout > 0) options.rng = from_values<int64_t>({42, 7}, {2});
   return options;
@@ -55,7 +44,7 @@ AttentionOptions options_of(const Case& c) {
 using Table = std::vector<double>;
 
 // What dropout multiplies the weight of key j for query i of every head with.
-Table dropout_factors(const Case& c) {
+Table dropout_factors(const AttentionCase& c) {
   Table factors(static_cast<size_t>(c.B * c.H * c.Lq * c.Lk), 1);
   if (c.dropout == 0) return factors;
   const AttentionOptions options = options_of(c);
@@ -69,7 +58,7 @@ struct Reference {
 };
 
 // The definition, row by row.
-Reference reference(const Case& c, const Inputs& in) {
+Reference reference(const AttentionCase& c, const Inputs& in) {
   const Table factors = dropout_factors(c);
   const auto q = in.q.to_vector<double>(), k = in.k.to_vector<double>(), v = in.v.to_vector<double>(),
              dy = in.dy.to_vector<double>();
@@ -113,7 +102,7 @@ Reference reference(const Case& c, const Inputs& in) {
   return r;
 }
 
-void check_against_reference(const Case& c) {
+void check_against_reference(const AttentionCase& c) {
   CAPTURE(title(c));
   const Inputs in = inputs_of(c);
   const Reference expected = reference(c, in);
@@ -165,7 +154,8 @@ TEST_CASE("causal attention of few queries over many keys, cut into parts") {
 }
 
 TEST_CASE("causal attention: a token changes nothing before it, not even by a bit, not even as NaN") {
-  for (const Case& c : {Case{1, 2, 150, 150, 16}, Case{1, 1, 150, 150, 5, 70}, Case{1, 1, 90, 2100, 8}}) {
+  for (const AttentionCase& c :
+       {AttentionCase{1, 2, 150, 150, 16}, AttentionCase{1, 1, 150, 150, 5, 70}, AttentionCase{1, 1, 90, 2100, 8}}) {
     CAPTURE(title(c));
     const Tensor before = [&] {
       const Inputs in = inputs_of(c, DType::f32);
@@ -191,7 +181,7 @@ TEST_CASE("causal attention: a token changes nothing before it, not even by a bi
 }
 
 TEST_CASE("causal attention: gradients of the future do not reach the past, not even as NaN") {
-  const Case c{1, 1, 150, 150, 8, 40};
+  const AttentionCase c{1, 1, 150, 150, 8, 40};
   const auto gradients = [&](double poison, int64_t first, int64_t count) {
     Inputs in = inputs_of(c, DType::f32);
     const Tensor dy = in.dy.view(in.dy.shape().with(2, count), in.dy.strides(), first * in.dy.strides()[2]);
@@ -213,8 +203,8 @@ TEST_CASE("causal attention: gradients of the future do not reach the past, not 
 TEST_CASE("causal attention: the number of threads does not change a bit") {
   const int before = num_threads();
   // Few heads: tiles of queries in groups, or keys in parts. Many heads: several to a piece.
-  for (const Case& c :
-       {Case{1, 2, 300, 300, 20, 0, true}, Case{1, 1, 20, 2300, 32}, Case{30, 3, 40, 40, 16, 7, true}}) {
+  for (const AttentionCase& c : {AttentionCase{1, 2, 300, 300, 20, 0, true}, AttentionCase{1, 1, 20, 2300, 32},
+                                 AttentionCase{30, 3, 40, 40, 16, 7, true}}) {
     CAPTURE(title(c));
     const auto run = [&](int threads) {
       set_num_threads(threads);
