@@ -12,8 +12,8 @@ enum class Precision : uint8_t { f32, bf16 };
 /// products are computed in f32. A GPU always does.
 bool cpu_has_bf16_products();
 
-/// The precision of the products of linear, matmul and linear_cross_entropy, and on a GPU of causal_attention, that this
-/// thread calls, and of their gradients' products whenever those are made. f32 outside every PrecisionScope.
+/// The precision of the products of linear, matmul and linear_cross_entropy, and on a GPU of causal_attention, that
+/// this thread calls, and of their gradients' products whenever those are made. f32 outside every PrecisionScope.
 Precision product_precision();
 
 /// Sets product_precision() of this thread while it lives.
