@@ -51,12 +51,10 @@ bool CachingAllocator::BySize::operator()(const Block* a, const Block* b) const 
 }
 bool CachingAllocator::BySize::operator()(const Block* a, size_t bytes) const { return a->bytes < bytes; }
 
-OpScope::OpScope(std::string_view name) : outer_(current_op) { current_op = name; }
-OpScope::~OpScope() { current_op = outer_; }
+OpScope::OpScope(std::string_view name) : scope_(current_op, name) {}
 std::string_view OpScope::current() { return current_op; }
 
-PoolScope::PoolScope(MemoryPool& pool) : outer_(std::exchange(current_pool, &pool)) {}
-PoolScope::~PoolScope() { current_pool = outer_; }
+PoolScope::PoolScope(MemoryPool& pool) : scope_(current_pool, &pool) {}
 
 CachingAllocator::CachingAllocator(std::unique_ptr<SegmentSource> source) : source_(std::move(source)) {}
 

@@ -10,6 +10,8 @@
 #include <unordered_map>
 #include <vector>
 
+#include "engine/scoped_value.h"
+
 namespace margay {
 
 /// Bytes of tensor memory. `live` and `peak` count what was asked for, `reserved` what was taken from the system.
@@ -134,12 +136,9 @@ class MemoryPool {
 class PoolScope {
  public:
   explicit PoolScope(MemoryPool& pool);
-  ~PoolScope();
-  PoolScope(const PoolScope&) = delete;
-  PoolScope& operator=(const PoolScope&) = delete;
 
  private:
-  MemoryPool* outer_;
+  ScopedValue<MemoryPool*> scope_;
 };
 
 /// Names the op that memory is booked under while the scope lives. `name` must outlive the process's allocations:
@@ -147,14 +146,11 @@ class PoolScope {
 class OpScope {
  public:
   explicit OpScope(std::string_view name);
-  ~OpScope();
-  OpScope(const OpScope&) = delete;
-  OpScope& operator=(const OpScope&) = delete;
   /// The innermost scope of this thread, "other" without one.
   static std::string_view current();
 
  private:
-  std::string_view outer_;
+  ScopedValue<std::string_view> scope_;
 };
 
 }  // namespace margay

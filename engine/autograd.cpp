@@ -61,10 +61,8 @@ void add_gradient(Tensor& sum, Tensor gradient) {
 }  // namespace
 
 bool grad_enabled() { return recording_enabled; }
-GradMode::GradMode(bool enabled) : outer_(std::exchange(recording_enabled, enabled)) {}
-GradMode::~GradMode() { recording_enabled = outer_; }
-AnomalyMode::AnomalyMode() : outer_(std::exchange(anomaly_mode, true)) {}
-AnomalyMode::~AnomalyMode() { anomaly_mode = outer_; }
+GradMode::GradMode(bool enabled) : scope_(recording_enabled, enabled) {}
+AnomalyMode::AnomalyMode() : scope_(anomaly_mode, true) {}
 bool AnomalyMode::enabled() { return anomaly_mode; }
 
 Saved::Saved(const Tensor& tensor)

@@ -6,6 +6,7 @@
 #include <span>
 #include <string_view>
 
+#include "engine/scoped_value.h"
 #include "engine/tensor.h"
 
 namespace margay {
@@ -130,12 +131,9 @@ bool grad_enabled();
 class GradMode {
  public:
   explicit GradMode(bool enabled);
-  ~GradMode();
-  GradMode(const GradMode&) = delete;
-  GradMode& operator=(const GradMode&) = delete;
 
  private:
-  bool outer_;
+  ScopedValue<bool> scope_;
 };
 
 /// While it lives, ops on this thread are not recorded.
@@ -148,13 +146,10 @@ class NoGrad : GradMode {
 class AnomalyMode {
  public:
   AnomalyMode();
-  ~AnomalyMode();
-  AnomalyMode(const AnomalyMode&) = delete;
-  AnomalyMode& operator=(const AnomalyMode&) = delete;
   static bool enabled();
 
  private:
-  bool outer_;
+  ScopedValue<bool> scope_;
 };
 
 }  // namespace margay

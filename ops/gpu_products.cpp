@@ -1,7 +1,6 @@
 #include "ops/gpu_products.h"
 
 #include <atomic>
-#include <utility>
 
 namespace margay {
 namespace {
@@ -13,8 +12,7 @@ std::atomic<int64_t> count{0};
 
 GpuProducts gpu_products() { return current; }
 
-GpuProductsScope::GpuProductsScope(GpuProducts products) : before_(std::exchange(current, products)) {}
-GpuProductsScope::~GpuProductsScope() { current = before_; }
+GpuProductsScope::GpuProductsScope(GpuProducts products) : scope_(current, products) {}
 
 int64_t library_products() { return count.load(std::memory_order_relaxed); }
 void count_library_product() { count.fetch_add(1, std::memory_order_relaxed); }

@@ -1,6 +1,8 @@
 #pragma once
 #include <cstdint>
 
+#include "engine/scoped_value.h"
+
 namespace margay {
 
 /// Who multiplies matrices on a GPU: cuBLASLt, where it is found and has a kernel for the product, or always the
@@ -15,12 +17,9 @@ GpuProducts gpu_products();
 class GpuProductsScope {
  public:
   explicit GpuProductsScope(GpuProducts products);
-  ~GpuProductsScope();
-  GpuProductsScope(const GpuProductsScope&) = delete;
-  GpuProductsScope& operator=(const GpuProductsScope&) = delete;
 
  private:
-  GpuProducts before_;
+  ScopedValue<GpuProducts> scope_;
 };
 
 /// How many products the library has made in this process.

@@ -1,7 +1,5 @@
 #include "ops/precision.h"
 
-#include <utility>
-
 namespace margay {
 namespace {
 
@@ -11,7 +9,6 @@ thread_local Precision current = Precision::f32;
 
 Precision product_precision() { return current; }
 
-PrecisionScope::PrecisionScope(Precision precision) : before_(std::exchange(current, precision)) {}
-PrecisionScope::~PrecisionScope() { current = before_; }
+PrecisionScope::PrecisionScope(Precision precision) : scope_(current, precision) {}
 
 }  // namespace margay

@@ -1,6 +1,8 @@
 #pragma once
 #include <cstdint>
 
+#include "engine/scoped_value.h"
+
 namespace margay {
 
 /// How matrix products of f32 tensors are computed. bf16: the factors are rounded to bf16 (to the nearest, ties to
@@ -20,12 +22,9 @@ Precision product_precision();
 class PrecisionScope {
  public:
   explicit PrecisionScope(Precision precision);
-  ~PrecisionScope();
-  PrecisionScope(const PrecisionScope&) = delete;
-  PrecisionScope& operator=(const PrecisionScope&) = delete;
 
  private:
-  Precision before_;
+  ScopedValue<Precision> scope_;
 };
 
 }  // namespace margay

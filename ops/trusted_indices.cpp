@@ -1,7 +1,5 @@
 #include "ops/trusted_indices.h"
 
-#include <utility>
-
 namespace margay {
 namespace {
 
@@ -11,7 +9,6 @@ constinit thread_local bool trusted = false;
 
 bool TrustedIndices::enabled() { return trusted; }
 
-TrustedIndices::TrustedIndices() : outer_(std::exchange(trusted, true)) {}
-TrustedIndices::~TrustedIndices() { trusted = outer_; }
+TrustedIndices::TrustedIndices() : scope_(trusted, true) {}
 
 }  // namespace margay

@@ -1,4 +1,5 @@
 #pragma once
+#include "engine/scoped_value.h"
 
 namespace margay {
 
@@ -8,14 +9,11 @@ namespace margay {
 class TrustedIndices {
  public:
   TrustedIndices();
-  ~TrustedIndices();
-  TrustedIndices(const TrustedIndices&) = delete;
-  TrustedIndices& operator=(const TrustedIndices&) = delete;
   /// Whether one lives on this thread.
   static bool enabled();
 
  private:
-  bool outer_;
+  ScopedValue<bool> scope_;
 };
 
 }  // namespace margay
