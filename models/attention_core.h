@@ -104,8 +104,12 @@ class AttentionCore {
   AttentionCore(const ModelConfig& config, const Scope& scope, int64_t window, const Tensor& beta);
   /// q, k, v [B, H, T, dh], not yet rotated -> [B, T, d].
   Tensor operator()(const Qkv& qkv, const ForwardContext& context, KvCache* cache) const;
+  /// Rows context.rows of the result for whole sequences: [R, d].
+  Tensor rows(const Qkv& qkv, const ForwardContext& context) const;
 
  private:
+  AttentionOptions options(const ForwardContext& context) const;
+
   Rope rope_;
   SoftmaxScores scores_;
   int64_t window_;

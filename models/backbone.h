@@ -17,7 +17,8 @@ struct ModelState {
 class Backbone {
  public:
   virtual ~Backbone() = default;
-  /// ids i32 [B, T] -> the residual stream [B, T, d] after the last block, before the final norm.
+  /// ids i32 [B, T] -> the residual stream after the last block, before the final norm: [B, T, d], or if context.rows
+  /// is given those rows [R, d], without a state.
   virtual Tensor trunk(const Tensor& ids, const ForwardContext& context, ModelState* state) const = 0;
   /// The final norm, row by row.
   virtual Tensor final_norm(const Tensor& h) const = 0;

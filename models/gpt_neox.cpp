@@ -22,9 +22,9 @@ class Block {
         after_mlp_{config.dropout_residual, scope.stream("dropout2")} {}
 
   void operator()(ResidualStream& stream, const ForwardContext& context, MixerState* state) const {
-    const Tensor x = stream.add_and_norm(norm1_), y = norm2_(stream.r);
-    const Tensor mixed = after_mixer_(mixer_->forward(x, context, state), context.rng);
-    stream.h = add(mixed, after_mlp_(down_(gelu(up_(y))), context.rng));
+    stream.mix(*mixer_, stream.add_and_norm(norm1_), context, state);
+    const Tensor y = norm2_(stream.r);
+    stream.h = add(after_mixer_(stream.h, context.rng), after_mlp_(down_(gelu(up_(y))), context.rng));
   }
 
   const Mixer& mixer() const { return *mixer_; }

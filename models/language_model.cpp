@@ -1,6 +1,5 @@
 #include "models/language_model.h"
 
-#include "ops/embedding.h"
 #include "ops/linear.h"
 #include "ops/view.h"
 
@@ -34,9 +33,8 @@ Tensor LanguageModel::logits(const Tensor& ids) const {
 
 LinearCrossEntropy LanguageModel::loss(const Tensor& ids, const Tensor& rows, const Tensor& targets,
                                        const Tensor& rng) const {
-  const Tensor h = backbone_->trunk(ids, {rng}, nullptr);
-  const Tensor labelled = take_rows(reshape(h, {-1, h.dim(-1)}), rows);
-  return linear_cross_entropy(backbone_->final_norm(labelled), backbone_->head(), targets);
+  const Tensor h = backbone_->trunk(ids, {.rng = rng, .rows = rows}, nullptr);
+  return linear_cross_entropy(backbone_->final_norm(h), backbone_->head(), targets);
 }
 
 ModelState LanguageModel::start(int64_t batch) const { return backbone_->start(batch); }

@@ -35,8 +35,9 @@ class LanguageModel {
   Tensor logits(const Tensor& ids) const;
 
   /// Loss at some positions of a batch: ids i32 [B, L]; rows i32 [R], flat positions into [B * L], -1 = padding;
-  /// targets i32 [R], the token to predict at each row, -100 = ignored. Only those rows reach the final norm and the
-  /// head. `rng` (i64 [2] {seed, step}) switches dropout on.
+  /// targets i32 [R], the token to predict at each row, -100 = ignored. Only those rows leave the
+  /// mixer of the last layer, and what they alone need of it is computed. `rng` (i64 [2] {seed, step}) switches dropout
+  /// on.
   LinearCrossEntropy loss(const Tensor& ids, const Tensor& rows, const Tensor& targets, const Tensor& rng = {}) const;
 
   /// An empty cache for generating `batch` sequences at once.

@@ -39,7 +39,8 @@ class Block {
       stream.h = before_(stream.h, context.rng);
     }
     const Tensor x = std::visit([&](const auto& norm) { return stream.add_and_norm(norm); }, norm1_);
-    stream.h = between_(mixer_->forward(x, context, state), context.rng);
+    stream.mix(*mixer_, x, context, state);
+    stream.h = between_(stream.h, context.rng);
     if (!norm2_) return;
     const Tensor y = stream.add_and_norm(*norm2_);
     stream.h = mlp_ ? (*mlp_)(y) : y;

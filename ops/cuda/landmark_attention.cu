@@ -10,11 +10,11 @@ template <class A, int R>
 struct Softmax {
   static constexpr A kLowest = std::numeric_limits<A>::lowest();
   A maximum = kLowest, sum = 0;
-  Row<A, R> values;
+  WarpRow<A, R> values;
 
   /// Keys begin ... end - 1.
   template <class T>
-  __device__ Softmax(const Query<T>& query, const Row<A, R>& q, int64_t begin, int64_t end) {
+  __device__ Softmax(const Query<T>& query, const WarpRow<A, R>& q, int64_t begin, int64_t end) {
     for (int64_t j = begin; j < end; ++j) {
       const A score = query.scale * q.dot(query.template k<R>(j)), top = score > maximum ? score : maximum;
       const A keep = std::exp(maximum - top), weight = std::exp(score - top);
@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(cuda::kThreads) forward(LandmarkAttentionFwd<T
   for (int64_t index = blockIdx.x * kWarps + threadIdx.x / cuda::kWarp; index < s.B * s.H * s.Lq;
        index += gridDim.x * kWarps) {
     const Query<T> query(a, index);
-    const Row<A, R> q = query.template q<R>(), landmark_q = query.template landmark_q<R>();
+    const WarpRow<A, R> q = query.template q<R>(), landmark_q = query.template landmark_q<R>();
     Softmax<A, R> softmax(query, q, query.local, query.position + 1);
     for (int64_t slot = 0; slot < query.slots(); ++slot) {
       const int64_t m = query.block(slot);
@@ -67,7 +67,8 @@ __global__ void __launch_bounds__(cuda::kThreads) forward(LandmarkAttentionFwd<T
 template <class T>
 void run(Cuda cuda, const LandmarkAttentionFwd<T>& a) {
   const int64_t threads = a.shape.B * a.shape.H * a.shape.Lq * cuda::kWarp;
-  with_registers(a.shape.dh, [&]<int R>() { cuda::launch_elements(cuda, threads, forward<T, R>, a); });
+  with_warp_rows("landmark_attention", a.shape.dh,
+                 [&]<int R>() { cuda::launch_elements(cuda, threads, forward<T, R>, a); });
 }
 
 template void run(Cuda, const LandmarkAttentionFwd<float>&);

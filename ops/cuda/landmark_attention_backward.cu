@@ -29,7 +29,7 @@ template <class T, int R>
 struct QueryGradient {
   using A = acc_t<T>;
   const Query<T>& query;
-  Row<A, R> q, dy, dq, dlandmark_q;
+  WarpRow<A, R> q, dy, dq, dlandmark_q;
   A dscale = 0;
 
   __device__ A dweight(int64_t j) const { return query.factor(j) * dy.dot(query.template v<R>(j)); }
@@ -50,7 +50,7 @@ struct QueryGradient {
   __device__ A absorb(int64_t begin, int64_t end, A shift, A mean) {
     A sum(0);
     for (int64_t j = begin; j < end; ++j) {
-      const Row<A, R> k = query.template k<R>(j);
+      const WarpRow<A, R> k = query.template k<R>(j);
       const A score = q.dot(k), ds = std::exp(query.scale * score + shift) * (dweight(j) - mean);
       dq.add(query.scale * ds, k);
       dscale += ds * score;
@@ -69,10 +69,10 @@ __global__ void __launch_bounds__(cuda::kThreads) query_gradients(LandmarkAttent
   for (int64_t index = blockIdx.x * kWarps + threadIdx.x / cuda::kWarp; index < memory.queries;
        index += gridDim.x * kWarps) {
     const Query<T> query(a, index);
-    const Row<A, R> landmark_q = query.template landmark_q<R>();
-    const Row<A, R> dy(row_of(a.dy, a.dy_strides, s.H, query.head, query.i), s.dh);
+    const WarpRow<A, R> landmark_q = query.template landmark_q<R>();
+    const WarpRow<A, R> dy(row_of(a.dy, a.dy_strides, s.H, query.head, query.i), s.dh);
     QueryGradient<T, R> own{query, query.template q<R>(), dy, {}, {}};
-    const A delta = dy.dot(Row<A, R>(row_of(a.y, a.y_strides, s.H, query.head, query.i), s.dh)), lse = a.lse[index];
+    const A delta = dy.dot(WarpRow<A, R>(row_of(a.y, a.y_strides, s.H, query.head, query.i), s.dh)), lse = a.lse[index];
     own.absorb(query.local, query.position + 1, -lse, delta);
     A dbias(0);
     for (int64_t slot = 0; slot < memory.slots; ++slot) {
@@ -124,8 +124,9 @@ __global__ void __launch_bounds__(cuda::kThreads) key_gradients(LandmarkAttentio
   const Memory<T> memory(a);
   for (int64_t at = blockIdx.x * kWarps + threadIdx.x / cuda::kWarp; at < s.B * s.H * s.Lk; at += gridDim.x * kWarps) {
     const int64_t head = at / s.Lk, j = at % s.Lk, block = j / s.W, offset = s.Lk - s.Lq;
-    const Row<A, R> k(row_of(a.k, a.k_strides, s.H, head, j), s.dh), v(row_of(a.v, a.v_strides, s.H, head, j), s.dh);
-    Row<A, R> dk, dv;
+    const WarpRow<A, R> k(row_of(a.k, a.k_strides, s.H, head, j), s.dh),
+        v(row_of(a.v, a.v_strides, s.H, head, j), s.dh);
+    WarpRow<A, R> dk, dv;
     for (int64_t i = max(int64_t{0}, j - offset); i < s.Lq; ++i) {
       const int64_t index = head * s.Lq + i;
       const bool local = (offset + i) / s.W == block;
@@ -134,7 +135,7 @@ __global__ void __launch_bounds__(cuda::kThreads) key_gradients(LandmarkAttentio
       const Query<T> query(a, index);
       const A shift = local ? -a.lse[index] : memory.of_slot(index, slot)[0];
       const A mean = local ? memory.of_query(index)[0] : memory.of_slot(index, slot)[1];
-      const Row<A, R> q = query.template q<R>(), dy(row_of(a.dy, a.dy_strides, s.H, head, i), s.dh);
+      const WarpRow<A, R> q = query.template q<R>(), dy(row_of(a.dy, a.dy_strides, s.H, head, i), s.dh);
       const A weight = std::exp(query.scale * q.dot(k) + shift), factor = query.factor(j);
       dk.add(query.scale * weight * (factor * dy.dot(v) - mean), q);
       dv.add(weight * factor, dy);
@@ -152,12 +153,12 @@ __global__ void __launch_bounds__(cuda::kThreads) landmark_gradients(LandmarkAtt
   const Memory<T> memory(a);
   for (int64_t at = blockIdx.x * kWarps + threadIdx.x / cuda::kWarp; at < s.B * s.H * s.M; at += gridDim.x * kWarps) {
     const int64_t head = at / s.M, m = at % s.M;
-    Row<A, R> sum;
+    WarpRow<A, R> sum;
     for (int64_t i = max(int64_t{0}, (m + 1) * s.W - (s.Lk - s.Lq)); i < s.Lq; ++i) {
       const int64_t slot = slot_of(a, head * s.Lq + i, m);
       if (slot < 0) continue;
       sum.add(memory.of_slot(head * s.Lq + i, slot)[2],
-              Row<A, R>(row_of(a.landmark_q, a.landmark_q_strides, s.H, head, i), s.dh));
+              WarpRow<A, R>(row_of(a.landmark_q, a.landmark_q_strides, s.H, head, i), s.dh));
     }
     sum.store(a.dlandmarks + at * s.dh, s.dh);
   }
@@ -188,7 +189,7 @@ template <class T>
 void run(Cuda cuda, const LandmarkAttentionBwd<T>& a) {
   const LandmarkShape& s = a.shape;
   const int64_t threads = s.B * s.H * cuda::kWarp;
-  with_registers(s.dh, [&]<int R>() {
+  with_warp_rows("landmark_attention", s.dh, [&]<int R>() {
     cuda::launch_elements(cuda, threads * s.Lq, query_gradients<T, R>, a);
     cuda::launch_elements(cuda, threads * s.Lk, key_gradients<T, R>, a);
     if (a.dlandmarks) cuda::launch_elements(cuda, threads * s.M, landmark_gradients<T, R>, a);

@@ -2,6 +2,7 @@
 // The part of the CUDA runtime that Margay calls, on the memory of the host. All work is done when a call returns, but
 // for that of a stream which records it.
 
+#include <bit>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -122,6 +123,13 @@ template <class T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
   return cuda_emulator::from_lane(value, cuda_emulator::lane() ^ static_cast<unsigned>(mask));
 }
+
+inline unsigned __ballot_sync(unsigned mask, int predicate) {
+  unsigned bits = unsigned{predicate != 0} << cuda_emulator::lane();
+  for (int distance = 16; distance > 0; distance /= 2) bits |= __shfl_xor_sync(mask, bits, distance);
+  return bits;
+}
+inline int __ffs(int bits) { return bits == 0 ? 0 : std::countr_zero(static_cast<unsigned>(bits)) + 1; }
 
 template <class A, class B>
 constexpr auto min(A a, B b) {

@@ -329,7 +329,7 @@ TEST_CASE("command: train writes a profile, and says at once where it cannot") {
   const std::string file = dir.file("trace.json");
   const Ended ended = train(dir, {"--profile", file, "--profile-steps", "2"});
   REQUIRE(ended.code == 0);
-  for (const char* part : {"2 steps", "causal_attention, backward", "of limit", "memory at the peak"})
+  for (const char* part : {"2 steps", "selected_attention, backward", "of limit", "memory at the peak"})
     CHECK_MESSAGE(ended.out.find(part) != std::string::npos, part);
   std::ifstream stream(file);
   const Json trace = Json::parse(stream);

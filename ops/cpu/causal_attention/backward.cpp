@@ -86,7 +86,7 @@ class Backward {
     dscale(unit) = sum;
     clear(head, written, s_.Lk);
     if (groups_ == 1)
-      for (int64_t j = 0; j < s_.Lk; ++j) scale_row(head.dk[j], head.scale);
+      for (int64_t j = 0; j < s_.Lk; ++j) scale_row(head.dk[j], head.scale, s_.dh);
   }
 
   void clear(const Head& head, int64_t begin, int64_t end) const {
@@ -123,7 +123,7 @@ class Backward {
     T dscale = 0;
     for (int64_t i = 0; i < queries.count; ++i) {
       if (a_.dbeta) dscale += dot<T>(dq[i], q[i], s_.dh);
-      scale_row(dq[i], head.scale);
+      scale_row(dq[i], head.scale, s_.dh);
     }
     return dscale;
   }
@@ -143,13 +143,6 @@ class Backward {
         if (factors) weight *= Vec::load(factors + at);
         weight.store(scratch.weights + at);
       }
-    }
-  }
-
-  void scale_row(T* row, T factor) const {
-    for (int64_t d = 0; d < s_.dh; d += Vec::size) {
-      const int64_t n = s_.dh - d;
-      (Vec::load(row + d, n) * factor).store(row + d, n);
     }
   }
 

@@ -33,6 +33,11 @@ struct QueryTile {
   int64_t vectors() const { return (count + simd::Vec<T>::size - 1) / simd::Vec<T>::size; }
 };
 
+/// Keys [begin, end) of a tile that some query of a vector sees, and [full_begin, full_end) that all of them see.
+struct KeyRange {
+  int64_t begin, full_begin, full_end, end;
+};
+
 /// The tile of `queries` against the keys first ... first + count - 1.
 template <class T>
 struct KeyTile {
@@ -47,13 +52,9 @@ struct KeyTile {
         vectors(queries.vectors()),
         sees{queries.position - first - s.reach, queries.position - first} {}
 
-  /// Keys [begin, end) that some query of vector `v` sees, and [full_begin, full_end) that all of them see.
-  struct Range {
-    int64_t begin, full_begin, full_end, end;
-  };
-  Range range(int64_t v) const {
+  KeyRange range(int64_t v) const {
     const int64_t i = v * Vec::size, last = i + Vec::size - 1;
-    Range r;
+    KeyRange r;
     r.begin = std::clamp<int64_t>(i + sees.low, 0, count);
     r.end = std::clamp<int64_t>(last + sees.high + 1, r.begin, count);
     r.full_begin = std::clamp(last + sees.low, r.begin, r.end);
@@ -136,6 +137,12 @@ void gather_from_queries(const KeyTile<T>& tile, const T* weights, const Rows<co
                                             .add = add});
 }
 
+template <class T>
+void scale_row(T* row, T factor, int64_t dh) {
+  using Vec = simd::Vec<T>;
+  for (int64_t d = 0; d < dh; d += Vec::size) (Vec::load(row + d, dh - d) * factor).store(row + d, dh - d);
+}
+
 /// What dropout multiplies the weights of tiles with: 0 or 1 / (1 - rate).
 template <class T>
 class DropoutFactors {
@@ -148,13 +155,18 @@ class DropoutFactors {
         rows_(memory),
         factors_(memory + kQueries<T> * kKeys<T>) {}
 
-  /// The factors of a tile of head `head` (of all batches), laid out as the scores.
-  const T* make(int64_t head, const QueryTile<T>& queries, const KeyTile<T>& tile) const {
-    for (int64_t i = 0; i < queries.count; ++i)
-      dropout_factors(mask_, scale_, (head * s_.Lq + queries.first + i) * s_.Lk + tile.first, tile.count,
-                      rows_ + i * kKeys<T>);
-    pack_transposed({rows_, kKeys<T>}, queries.count, tile.count, factors_, kQueries<T>);
+  /// The factors of the queries query(0) ... query(queries - 1) of head `head` (of all batches) for `keys` keys from
+  /// `first` on, laid out as the scores.
+  template <class Query>
+  const T* make(int64_t head, int64_t queries, const Query& query, int64_t first, int64_t keys) const {
+    for (int64_t i = 0; i < queries; ++i)
+      dropout_factors(mask_, scale_, (head * s_.Lq + query(i)) * s_.Lk + first, keys, rows_ + i * kKeys<T>);
+    pack_transposed({rows_, kKeys<T>}, queries, keys, factors_, kQueries<T>);
     return factors_;
+  }
+  const T* make(int64_t head, const QueryTile<T>& queries, const KeyTile<T>& tile) const {
+    const auto query = [&](int64_t i) { return queries.first + i; };
+    return make(head, queries.count, query, tile.first, tile.count);
   }
 
  private:
@@ -163,5 +175,18 @@ class DropoutFactors {
   T scale_;
   T *rows_, *factors_;
 };
+
+/// Multiplies the weights of a tile with what dropout leaves of them; their sums are not changed.
+template <class T, template <class> class Tile>
+void thin(const Tile<T>& tile, const T* factors, T* weights) {
+  using Vec = simd::Vec<T>;
+  for (int64_t v = 0; v < tile.vectors; ++v) {
+    const KeyRange range = tile.range(v);
+    for (int64_t j = range.begin; j < range.end; ++j) {
+      const int64_t at = j * kQueries<T> + v * Vec::size;
+      (Vec::load(weights + at) * Vec::load(factors + at)).store(weights + at);
+    }
+  }
+}
 
 }  // namespace margay::kernels::attention

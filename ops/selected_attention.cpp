@@ -1,0 +1,161 @@
+#include "ops/selected_attention.h"
+
+#include <algorithm>
+#include <array>
+
+#include "engine/launch.h"
+#include "ops/index.h"
+
+namespace margay {
+namespace {
+
+Samples samples();
+const Op op{"selected_attention", samples};
+
+struct SampleCase {
+  const char* name;
+  int64_t B, H, L, dh, R;
+  int64_t window = 0;
+  double dropout = 0;
+  bool beta = false;
+};
+
+Sample sample_of(const SampleCase& c) {
+  Sample sample;
+  sample.name = c.name;
+  const Shape tokens{c.B, c.H, c.L, c.dh};
+  sample.inputs = {real(tokens, -2, 2), real(tokens, -2, 2), real(tokens), ids({c.R}, -1, c.B * c.L)};
+  if (c.beta) sample.inputs.push_back(real({c.H}));
+  sample.call = [c](const Tensors& in) {
+    AttentionOptions options{.scale = 0.4, .window = c.window, .dropout = c.dropout, .stream = 5};
+    if (c.dropout > 0) options.rng = from_values<int64_t>({11, 3}, {2}, in[0].device());
+    return Tensors{selected_attention(in[0], in[1], in[2], in[3], c.beta ? in[4] : Tensor(), options)};
+  };
+  return sample;
+}
+
+Samples samples() {
+  constexpr std::array cases = {
+      SampleCase{"one token", 1, 1, 1, 3, 1},
+      SampleCase{"odd sizes, two heads", 2, 2, 7, 5, 3},
+      SampleCase{"rows that come again", 2, 1, 3, 4, 9},
+      SampleCase{"several tiles of keys", 1, 2, 150, 3, 5},
+      SampleCase{"several tiles of queries", 1, 1, 20, 2, 70},
+      SampleCase{"window, beta", 1, 2, 90, 2, 9, 20, 0, true},
+      SampleCase{"window of two keys", 2, 1, 35, 2, 40, 1},
+      SampleCase{"wide heads", 1, 1, 9, 81, 4},
+      SampleCase{"dropout, beta", 2, 2, 9, 3, 5, 0, 0.3, true},
+      SampleCase{"dropout, window, several tiles", 1, 1, 70, 2, 66, 66, 0.2},
+      SampleCase{"no rows", 2, 2, 3, 4, 0, 0, 0, true},
+      SampleCase{"no tokens", 2, 2, 0, 4, 3},
+      SampleCase{"heads of size 0", 1, 2, 3, 0, 2},
+  };
+  Samples all;
+  for (const SampleCase& c : cases) all.push_back(sample_of(c));
+  return all;
+}
+
+kernels::AttentionShape check(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& beta,
+                              const AttentionOptions& options) {
+  op.require_float("q", q);
+  op.require(q.ndim() == 4, "q", q, "[B,H,L,dh]");
+  for (const auto& [name, x] : {std::pair{"k", &k}, {"v", &v}}) {
+    op.require_like(name, *x, "q", q);
+    op.require(x->shape() == q.shape(), name, *x, "of the shape of q {}", q);
+  }
+  if (beta.defined()) {
+    op.require_like("beta", beta, "q", q);
+    op.require(beta.shape() == Shape{q.dim(1)}, "beta", beta, "[H] for q {}", q);
+  }
+  op.require(options.window >= 0, "window", options.window, "0 or more");
+  require_attention_dropout(op, options.dropout, options.rng, q);
+  const int64_t L = q.dim(2);
+  return {q.dim(0), q.dim(1), L, L, q.dim(3), options.window > 0 ? std::min(options.window, L) : L};
+}
+
+// What forward and backward have in common.
+struct Call {
+  kernels::AttentionShape shape;
+  Saved q, k, v, rows, beta, rng;
+  double scale, dropout;
+  uint64_t stream;
+
+  /// Returns the memory of a.lists.
+  template <class T>
+  Tensor fill(kernels::SelectedAttentionCall<T>& a) const {
+    a.shape = shape;
+    a.q = q->strided<T>().data;
+    a.k = k->strided<T>().data;
+    a.v = v->strided<T>().data;
+    a.q_strides = head_strides(q);
+    a.k_strides = head_strides(k);
+    a.v_strides = head_strides(v);
+    a.rows = rows->data<int32_t>();
+    a.R = rows->numel();
+    a.scale = scale;
+    a.beta = beta->defined() ? beta->data<T>() : nullptr;
+    a.dropout = {dropout, dropout > 0 ? rng->data<int64_t>() : nullptr, stream};
+    const Tensor lists = empty({a.lists_size()}, DType::i32, q->device());
+    a.lists = lists.data<int32_t>();
+    return lists;
+  }
+};
+
+Tensors pull_back(const Call& call, const Tensor& y, const Tensor& lse, const Tensor& dy, bool want_dbeta) {
+  const kernels::AttentionShape& s = call.shape;
+  const Tensor packed = empty({s.B, s.Lk, 3, s.H, s.dh}, y.dtype(), y.device());
+  const Tensor dq = heads_view(packed), dk = heads_view(packed, 1), dv = heads_view(packed, 2);
+  const Tensor dbeta = want_dbeta ? empty_like(call.beta) : Tensor();
+  Tensor lists, workspace;
+  op.launch<kernels::SelectedAttentionBwd>(y, [&]<class T>(kernels::SelectedAttentionBwd<T>& a) {
+    lists = call.fill<T>(a);
+    a.y = y.data<T>();
+    a.dy = dy.data<T>();
+    a.lse = lse.data<acc_t<T>>();
+    a.dq = dq.strided<T>().data;
+    a.dk = dk.strided<T>().data;
+    a.dv = dv.strided<T>().data;
+    a.dq_strides = head_strides(dq);
+    a.dk_strides = head_strides(dk);
+    a.dv_strides = head_strides(dv);
+    a.dbeta = dbeta.defined() ? dbeta.data<T>() : nullptr;
+    workspace = empty({a.workspace_size(y.device().type)}, acc_dtype(y.dtype()), y.device());
+    a.workspace = workspace.data<acc_t<T>>();
+  });
+  return {dq, dk, dv, Tensor(), dbeta};
+}
+
+}  // namespace
+
+Tensor selected_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& rows, const Tensor& beta,
+                          const AttentionOptions& options) {
+  const kernels::AttentionShape shape = check(q, k, v, beta, options);
+  op.require(rows.defined() && rows.ndim() == 1, "rows", rows, "[R]");
+  const std::array inputs{q, k, v, rows, beta};
+  const Call call{shape,
+                  Saved(with_contiguous_rows(q)),
+                  Saved(with_contiguous_rows(k)),
+                  Saved(with_contiguous_rows(v)),
+                  Saved(checked_index(op, "rows", rows, q, shape.B * shape.Lk, true)),
+                  Saved(beta.defined() ? beta.contiguous() : beta),
+                  Saved(options.dropout > 0 ? options.rng.contiguous() : Tensor()),
+                  options.scale,
+                  options.dropout,
+                  options.stream};
+  const DType sums = acc_dtype(q.dtype());
+  const Tensor y = empty({rows.dim(0), shape.H, shape.dh}, q.dtype(), q.device());
+  const Tensor lse = Graph::recording(inputs) ? empty({rows.dim(0), shape.H}, sums, q.device()) : Tensor();
+  Tensor lists, workspace;
+  op.launch<kernels::SelectedAttentionFwd>(q, [&]<class T>(kernels::SelectedAttentionFwd<T>& a) {
+    lists = call.fill<T>(a);
+    a.y = y.data<T>();
+    a.lse = lse.defined() ? lse.data<acc_t<T>>() : nullptr;
+    workspace = empty({a.workspace_size(q.device().type)}, sums, q.device());
+    a.workspace = workspace.data<acc_t<T>>();
+  });
+  return op.record(y, inputs, [call, y = Saved(y), lse](const VjpContext& context) {
+    return pull_back(call, y, lse, context.cotangent(), context.wanted(4));
+  });
+}
+
+}  // namespace margay
