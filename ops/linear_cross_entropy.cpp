@@ -1,5 +1,7 @@
 #include "ops/linear_cross_entropy.h"
 
+#include <array>
+
 #include "engine/launch.h"
 #include "ops/label_rows.h"
 
@@ -44,6 +46,12 @@ void check(const Tensor& h, const Tensor& weight, const Tensor& targets) {
              "targets", targets, "i32 [R] on the same device, R = first axis of h {}", h);
 }
 
+template <class T>
+kernels::KeptExponentials<T> kept_exponentials(const Tensor& kept, int64_t n, int64_t V) {
+  if (!kept.defined()) return {};
+  return {kept.data<T>(), kept.data<T>() + n * V};
+}
+
 }  // namespace
 
 LinearCrossEntropy linear_cross_entropy(const Tensor& h, const Tensor& weight, const Tensor& targets) {
@@ -60,7 +68,10 @@ LinearCrossEntropy linear_cross_entropy(const Tensor& h, const Tensor& weight, c
   const Tensor workspace = make({LinearCrossEntropyFwd<float>::workspace_size(on, n, V, d)});
   const Tensor best = empty({LinearCrossEntropyFwd<float>::best_size(on, n, V, d)}, DType::i32, h.device());
   const Precision precision = product_precision();
+  Tensor kept;
   op.launch<LinearCrossEntropyFwd>(h, [&]<class T>(LinearCrossEntropyFwd<T>& a) {
+    const int64_t size = Graph::recording(std::array{h, weight}) ? kernels::KeptExponentials<T>::size(on, n, V, d) : 0;
+    if (size > 0) kept = make({size});
     a = {input.data<T>(),
          matrix.data<T>(),
          ids.data<int32_t>(),
@@ -73,14 +84,15 @@ LinearCrossEntropy linear_cross_entropy(const Tensor& h, const Tensor& weight, c
          argmax.data<int32_t>(),
          workspace.data<T>(),
          best.data<int32_t>(),
+         kept_exponentials<T>(kept, n, V),
          R,
          V,
          d,
          n,
          precision};
   });
-  const auto vjp = [hidden = Saved(hidden), weight = Saved(matrix), targets = Saved(ids), rows, row_max, inv_sum, R,
-                    precision](const VjpContext& context) {
+  const auto vjp = [hidden = Saved(hidden), weight = Saved(matrix), targets = Saved(ids), rows, row_max, inv_sum, kept,
+                    R, precision](const VjpContext& context) {
     const int64_t n = hidden->dim(0), d = hidden->dim(1), V = weight->dim(0);
     const Tensor &dloss = context.cotangent(0), &dnll = context.cotangent(1);
     Tensor dh, dweight = context.destination(1);
@@ -102,6 +114,7 @@ LinearCrossEntropy linear_cross_entropy(const Tensor& h, const Tensor& weight, c
            pointer(dweight),
            context.destination(1).defined(),
            workspace.data<T>(),
+           kept_exponentials<T>(kept, n, V),
            R,
            V,
            d,

@@ -10,10 +10,11 @@ namespace margay {
 /// loss, nll and argmax, as of cross_entropy().
 using LinearCrossEntropy = CrossEntropy;
 
-/// cross_entropy(h weight^T, targets) without the logits ever lying in memory: h [R, d], weight [V, d], targets i32
-/// [R], -100 = ignored. Ignored rows cost nothing; the others see the vocabulary in chunks, with a running maximum and
-/// sum (Milakov & Gimelshein 2018, arXiv:1805.02867), and the backward pass makes each chunk's logits again. Throws
-/// OpError for other targets outside [0, V) and sizes that do not fit.
+/// cross_entropy(h weight^T, targets) without a tensor of logits: h [R, d], weight [V, d], targets i32 [R], -100 =
+/// ignored. Ignored rows cost nothing; the others see the vocabulary in chunks, with a running maximum and sum
+/// (Milakov & Gimelshein 2018, arXiv:1805.02867), and the backward pass makes each chunk's logits again. Only where all
+/// of them take 32 MiB or less does the CPU keep their exponentials instead. Throws OpError for other targets outside
+/// [0, V) and sizes that do not fit.
 LinearCrossEntropy linear_cross_entropy(const Tensor& h, const Tensor& weight, const Tensor& targets);
 
 namespace kernels {
@@ -37,6 +38,23 @@ struct LossPieces {
     }
   }
   int64_t count() const { return row_groups * word_groups; }
+  /// Blocks side by side in a group of words, at most.
+  int64_t chunks(int64_t V) const { return ((V + word_groups - 1) / word_groups + kWords - 1) / kWords; }
+};
+
+/// What the CPU keeps for the backward pass, unless it is too much: of each logit the exponential of its distance to
+/// the largest of its row that its group had met after its chunk, [n, V]; and that largest one, [word groups * chunks,
+/// n].
+template <class T>
+struct KeptExponentials {
+  T *values = nullptr, *tops = nullptr;
+
+  static int64_t size(DeviceType device, int64_t n, int64_t V, int64_t d) {
+    constexpr int64_t most_bytes = 1 << 25;
+    if (device != DeviceType::cpu || n * V * static_cast<int64_t>(sizeof(T)) > most_bytes) return 0;
+    const LossPieces pieces(n, V, d);
+    return n * V + pieces.word_groups * pieces.chunks(V) * n;
+  }
 };
 
 /// How a GPU cuts them: into chunks as large as a workspace of 64 MiB in f32 holds, so that each fills it with
@@ -65,6 +83,7 @@ struct LinearCrossEntropyFwd {
   int32_t* argmax;
   T* workspace;
   int32_t* best;  // [word groups, n]
+  KeptExponentials<T> kept;
   int64_t R, V, d, n;
   Precision precision = Precision::f32;  // of products of floats
 
@@ -91,6 +110,7 @@ struct LinearCrossEntropyBwd {
   T *dh, *dweight;
   bool add_dweight;
   T* workspace;
+  KeptExponentials<T> kept;
   int64_t R, V, d, n;
   Precision precision = Precision::f32;
 

@@ -33,6 +33,17 @@ void make_logits(const T* hidden, const T* weight, int64_t d, Range rows, Range 
              T(0), logits, LossPieces::kWords, blas::Rows::cached, precision);
 }
 
+// The tops of what is kept of one group of words.
+template <class T>
+struct Tops {
+  T* first;
+  int64_t n;
+  Tops(const KeptExponentials<T>& kept, const LossPieces& pieces, int64_t word_group, int64_t V, int64_t n)
+      : first(kept.tops + word_group * pieces.chunks(V) * n), n(n) {}
+  // [n] of the chunk that begins `words` behind the group.
+  T* of(int64_t words) const { return first + words / LossPieces::kWords * n; }
+};
+
 // Parts of the forward workspace.
 template <class T>
 struct ForwardParts {
@@ -49,14 +60,17 @@ struct ForwardParts {
 // Statistics of a group's rows over its words.
 template <class T>
 void forward_group(const LinearCrossEntropyFwd<T>& a, const ForwardParts<T>& parts, Range rows, Range words,
-                   int64_t word_group, T* logits) {
+                   int64_t word_group, const Tops<T>& tops, T* logits) {
   for_stretches(rows, LossPieces::kRows, [&](Range block) {
     SoftmaxStats<T> stats[LossPieces::kRows];
     for_stretches(words, LossPieces::kWords, [&](Range chunk) {
       make_logits(a.hidden, a.weight, a.d, block, chunk, a.precision, logits);
+      T* const top = a.kept.values ? tops.of(chunk.begin - words.begin) : nullptr;
       for (int64_t i = block.begin; i < block.end; ++i) {
         const T* const row = logits + (i - block.begin) * LossPieces::kWords;
-        stats[i - block.begin].add(row, chunk.size(), chunk.begin);
+        SoftmaxStats<T>& s = stats[i - block.begin];
+        s.add(row, chunk.size(), chunk.begin, top ? a.kept.values + i * a.V + chunk.begin : nullptr);
+        if (top) top[i] = s.max;
         const int64_t target = a.targets[a.rows[i]];
         if (target >= chunk.begin && target < chunk.end) parts.target_logits[i] = row[target - chunk.begin];
       }
@@ -107,16 +121,23 @@ struct BackwardParts {
         dweights(dhidden + pieces.word_groups * pieces.rows_per_round * a.d) {}
 };
 
-// Turns logits into (softmax - onehot) * weight of the row, in place.
+// (softmax - onehot) * weight of the row, in place of the logits or from what was kept of them with these tops.
 template <class T>
-void logit_gradients(const LinearCrossEntropyBwd<T>& a, Range rows, Range words, T* logits) {
+void logit_gradients(const LinearCrossEntropyBwd<T>& a, Range rows, Range words, const T* tops, T* logits) {
   using Vec = simd::Vec<T>;
   for (int64_t i = rows.begin; i < rows.end; ++i) {
     T* const row = logits + (i - rows.begin) * LossPieces::kWords;
-    const T weight = row_weight(a.dloss, a.dnll, a.n, a.rows[i]);
-    const Vec max(a.row_max[i]), scale(a.inv_sum[i] * weight);
-    for (int64_t j = 0; j < words.size(); j += Vec::size)
-      (simd::exp(Vec::load(row + j) - max) * scale).store(row + j);  // blocks have room for whole vectors
+    const T weight = row_weight(a.dloss, a.dnll, a.n, a.rows[i]), scale = a.inv_sum[i] * weight;
+    if (tops) {
+      const T* const kept = a.kept.values + i * a.V + words.begin;
+      const Vec factor(std::exp(tops[i] - a.row_max[i]) * scale);
+      for (int64_t j = 0; j < words.size(); j += Vec::size)
+        (Vec::load(kept + j, words.size() - j) * factor).store(row + j);  // blocks have room for whole vectors
+    } else {
+      const Vec max(a.row_max[i]), factor(scale);
+      for (int64_t j = 0; j < words.size(); j += Vec::size)
+        (simd::exp(Vec::load(row + j) - max) * factor).store(row + j);
+    }
     const int64_t target = a.targets[a.rows[i]];
     if (target >= words.begin && target < words.end) row[target - words.begin] -= weight;
   }
@@ -124,13 +145,14 @@ void logit_gradients(const LinearCrossEntropyBwd<T>& a, Range rows, Range words,
 
 // With P = (softmax - onehot) * weight: dhidden = P weight over the group's words, dweight += P^T hidden over its rows.
 template <class T>
-void backward_group(const LinearCrossEntropyBwd<T>& a, Range rows, Range words, T* logits, T* dhidden, T* dweight,
-                    bool add_dweight) {
+void backward_group(const LinearCrossEntropyBwd<T>& a, Range rows, Range words, const Tops<T>& tops, T* logits,
+                    T* dhidden, T* dweight, bool add_dweight) {
   constexpr int64_t ld = LossPieces::kWords;
   for_stretches(rows, LossPieces::kRows, [&](Range block) {
     for_stretches(words, LossPieces::kWords, [&](Range chunk) {
-      make_logits(a.hidden, a.weight, a.d, block, chunk, a.precision, logits);
-      logit_gradients(a, block, chunk, logits);
+      const bool kept = a.kept.values != nullptr;
+      if (!kept) make_logits(a.hidden, a.weight, a.d, block, chunk, a.precision, logits);
+      logit_gradients(a, block, chunk, kept ? tops.of(chunk.begin - words.begin) : nullptr, logits);
       if (a.dh) {
         const bool first = chunk.begin == words.begin;
         blas::gemm(false, false, block.size(), a.d, chunk.size(), T(1), logits, ld, a.weight + chunk.begin * a.d, a.d,
@@ -175,6 +197,7 @@ void run(Cpu cpu, const LinearCrossEntropyFwd<T>& a) {
     const int64_t word_group = piece % pieces.word_groups;
     forward_group(a, parts, group_of(piece / pieces.word_groups, pieces.row_groups, a.n),
                   group_of(word_group, pieces.word_groups, a.V), word_group,
+                  Tops<T>(a.kept, pieces, word_group, a.V, a.n),
                   parts.blocks + piece * LossPieces::kRows * LossPieces::kWords);
   });
   parallel_ranges(cpu, a.n, 1024,
@@ -195,7 +218,7 @@ void run(Cpu cpu, const LinearCrossEntropyBwd<T>& a) {
       const Range group = group_of(row_group, pieces.row_groups, round.size());
       const bool own = pieces.row_groups > 1;
       backward_group(a, {round.begin + group.begin, round.begin + group.end},
-                     group_of(word_group, pieces.word_groups, a.V),
+                     group_of(word_group, pieces.word_groups, a.V), Tops<T>(a.kept, pieces, word_group, a.V, a.n),
                      parts.blocks + piece * LossPieces::kRows * LossPieces::kWords,
                      parts.dhidden + (word_group * round_rows + group.begin) * a.d,
                      own ? parts.dweights + row_group * size : a.dweight, !own && (a.add_dweight || round.begin > 0));

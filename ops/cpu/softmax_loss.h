@@ -17,8 +17,9 @@ struct SoftmaxStats {
   T max = -std::numeric_limits<T>::infinity(), sum = 0;
   int32_t argmax = 0;
 
-  /// Takes in `count` more logits, of which the first is class `first`. NaN stays: the sum becomes NaN.
-  void add(const T* logits, int64_t count, int64_t first) {
+  /// Takes in `count` more logits, of which the first is class `first`. NaN stays: the sum becomes NaN. Leaves
+  /// exp(logit - max) in `exponentials`, unless that is null.
+  void add(const T* logits, int64_t count, int64_t first, T* exponentials = nullptr) {
     using Vec = simd::Vec<T>;
     constexpr T lowest = -std::numeric_limits<T>::infinity();
     Vec largest(lowest);
@@ -31,8 +32,11 @@ struct SoftmaxStats {
       max = top;
     }
     Vec total(T(0));
-    for (int64_t j = 0; j < count; j += Vec::size)
-      total += simd::exp(Vec::load(logits + j, count - j, lowest) - Vec(max));
+    for (int64_t j = 0; j < count; j += Vec::size) {
+      const Vec value = simd::exp(Vec::load(logits + j, count - j, lowest) - Vec(max));
+      total += value;
+      if (exponentials) value.store(exponentials + j, count - j);
+    }
     sum += reduce_add(total);
   }
 
