@@ -20,9 +20,6 @@ class Attention : public Mixer {
     KvCache* cache = state ? &static_cast<AttentionState&>(*state).cache : nullptr;
     return out_(core_(projection_.heads(projection_.packed(x)), context, cache));
   }
-  Tensor forward_rows(const Tensor& x, const ForwardContext& context) const override {
-    return out_(core_.rows(projection_.heads(projection_.packed(x)), context));
-  }
   std::unique_ptr<MixerState> start(int64_t) const override { return std::make_unique<AttentionState>(); }
 
  private:

@@ -5,7 +5,6 @@
 
 #include "ops/binary.h"
 #include "ops/concat.h"
-#include "ops/embedding.h"
 #include "ops/linear.h"
 #include "ops/selected_attention.h"
 #include "ops/view.h"
@@ -132,21 +131,14 @@ Tensor AttentionCore::operator()(const Qkv& qkv, const ForwardContext& context, 
   const Tensor q = rope_(qkv.q, position);
   Tensor k = rope_(qkv.k, position), v = qkv.v;
   if (cache) cache->append(k, v);
-  return merge_heads(causal_attention(q, k, v, scores_.beta(), options(context)));
-}
-
-Tensor AttentionCore::rows(const Qkv& qkv, const ForwardContext& context) const {
-  const int64_t R = context.rows.numel(), tokens = qkv.q.dim(0) * qkv.q.dim(2), width = qkv.q.dim(1) * qkv.q.dim(3);
-  // Each selected query is worth about as much as two of a whole sequence, which see half of its keys.
-  if (2 * R > tokens) return take_rows(reshape((*this)(qkv, context, nullptr), {tokens, width}), context.rows);
-  const Tensor q = rope_(qkv.q, 0), k = rope_(qkv.k, 0);
-  return reshape(selected_attention(q, k, qkv.v, context.rows, scores_.beta(), options(context)), {R, width});
-}
-
-AttentionOptions AttentionCore::options(const ForwardContext& context) const {
   AttentionOptions options = scores_.options(context);
   options.window = window_;
-  return options;
+  const int64_t tokens = q.dim(0) * q.dim(2);
+  // A selected query costs about as much as two of a whole sequence, which see half of the keys in the mean.
+  if (!context.rows.defined() || 2 * context.rows.numel() > tokens)
+    return context.read(merge_heads(causal_attention(q, k, v, scores_.beta(), options)));
+  const Tensor y = selected_attention(q, k, v, context.rows, scores_.beta(), options);
+  return reshape(y, {y.dim(0), y.dim(1) * y.dim(2)});
 }
 
 }  // namespace margay

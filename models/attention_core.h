@@ -102,14 +102,10 @@ class AttentionCore {
  public:
   /// `window` as AttentionOptions; `beta` [H] replaces the score scale 1/sqrt(dh), undefined for none.
   AttentionCore(const ModelConfig& config, const Scope& scope, int64_t window, const Tensor& beta);
-  /// q, k, v [B, H, T, dh], not yet rotated -> [B, T, d].
+  /// q, k, v [B, H, T, dh], not yet rotated -> context.read() of [B, T, d].
   Tensor operator()(const Qkv& qkv, const ForwardContext& context, KvCache* cache) const;
-  /// Rows context.rows of the result for whole sequences: [R, d].
-  Tensor rows(const Qkv& qkv, const ForwardContext& context) const;
 
  private:
-  AttentionOptions options(const ForwardContext& context) const;
-
   Rope rope_;
   SoftmaxScores scores_;
   int64_t window_;

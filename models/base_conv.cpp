@@ -15,14 +15,20 @@ namespace {
 
 constexpr int64_t kFeatures = 3, kHidden = 16;
 
+/// filtered * proj(x) + x, where it is read.
+Tensor gated(const Tensor& x, const Tensor& filtered, const Linear& proj, const ForwardContext& context) {
+  const Tensor rows = context.read(x);
+  return add(mul(context.read(filtered), proj(rows)), rows);
+}
+
 class ShortBaseConv : public Mixer {
  public:
   ShortBaseConv(const ModelConfig& config, int64_t width, const Scope& scope)
       : proj_(scope / "proj", config.d_model, config.d_model, true, projection_init()),
         conv_(scope / "conv", config.d_model, width) {}
 
-  Tensor forward(const Tensor& x, const ForwardContext&, MixerState* state) const override {
-    return add(mul(conv_(x, state ? &static_cast<State&>(*state).conv : nullptr), proj_(x)), x);
+  Tensor forward(const Tensor& x, const ForwardContext& context, MixerState* state) const override {
+    return gated(x, conv_(x, state ? &static_cast<State&>(*state).conv : nullptr), proj_, context);
   }
   std::unique_ptr<MixerState> start(int64_t) const override { return std::make_unique<State>(); }
 
@@ -45,13 +51,13 @@ class LongBaseConv : public Mixer {
         features_(position_features(config.max_seq_len, kFeatures, scope.dtype(), scope.device())),
         skip_(ones({config.d_model}, scope.dtype(), scope.device())) {}
 
-  Tensor forward(const Tensor& x, const ForwardContext&, MixerState* state) const override {
+  Tensor forward(const Tensor& x, const ForwardContext& context, MixerState* state) const override {
     LongConvState* const seen = state ? &static_cast<State&>(*state).conv : nullptr;
     const auto filter = [&](int64_t taps) {
       const Tensor z = slice(features_, 0, 0, std::min(taps, max_seq_len_));
       return transpose(fc2_(relu(fc1_(z))), 0, 1);
     };
-    return add(mul(long_conv(x, filter, skip_, max_seq_len_, seen), proj_(x)), x);
+    return gated(x, long_conv(x, filter, skip_, max_seq_len_, seen), proj_, context);
   }
   std::unique_ptr<MixerState> start(int64_t) const override { return std::make_unique<State>(); }
 

@@ -23,12 +23,13 @@ class Based : public Mixer {
         v_(scope / "v_proj", config.d_model, config.d_model, false, projection_init()),
         out_(scope / "out_proj", config.d_model, config.d_model, false, projection_init()) {}
 
-  Tensor forward(const Tensor& x, const ForwardContext&, MixerState* state) const override {
+  Tensor forward(const Tensor& x, const ForwardContext& context, MixerState* state) const override {
     const Tensor packed = linear(x, concat({q_.weight, k_.weight, v_.weight}, 0), {});
     const Tensors qkv = split(packed, -1, {features_, features_, x.dim(-1)});
-    return out_(
+    const Tensor y =
         linear_attention({split_heads(qkv[0], heads_), split_heads(qkv[1], heads_), split_heads(qkv[2], heads_)},
-                         kOptions, state ? &static_cast<BasedState&>(*state).core : nullptr));
+                         kOptions, state ? &static_cast<BasedState&>(*state).core : nullptr);
+    return out_(context.read(y));
   }
   std::unique_ptr<MixerState> start(int64_t) const override { return std::make_unique<BasedState>(); }
 

@@ -20,9 +20,6 @@ class Cat : public Mixer {
     const Qkv qkv = front_(x, cat ? &cat->front : nullptr);
     return out_(core_(qkv, context, cat ? &cat->cache : nullptr));
   }
-  Tensor forward_rows(const Tensor& x, const ForwardContext& context) const override {
-    return out_(core_.rows(front_(x, nullptr), context));
-  }
   std::unique_ptr<MixerState> start(int64_t) const override { return std::make_unique<CatState>(); }
 
  private:

@@ -66,7 +66,7 @@ class DeltaNet : public Mixer {
     if (gated) gates_.emplace(scope, width_, heads_, value_width_);
   }
 
-  Tensor forward(const Tensor& x, const ForwardContext&, MixerState* mixer_state) const override {
+  Tensor forward(const Tensor& x, const ForwardContext& context, MixerState* mixer_state) const override {
     auto* const state = static_cast<DeltaNetState*>(mixer_state);
     const Tensor packed = linear(x, concat({q_.weight, k_.weight, v_.weight}, 0), {});
     const Tensor filtered = silu(conv1d_causal(packed, concat({conv_q_, conv_k_, conv_v_}, 0), {},
@@ -75,9 +75,10 @@ class DeltaNet : public Mixer {
     const Tensor q = l2_normalize(split_heads(qkv[0], heads_)), k = l2_normalize(split_heads(qkv[1], heads_));
     const Tensor beta = transpose(sigmoid(beta_(x)), 1, 2), log_decay = gates_ ? gates_->log_decay(x) : Tensor();
     const Tensor y = recall(q, k, split_heads(qkv[2], heads_), log_decay, beta, state);
-    const Tensor rows = rms_norm(transpose(y, 1, 2), norm_);
-    const Tensor merged = reshape(rows, {x.dim(0), x.dim(1), value_width_});
-    return out_(gates_ ? mul(merged, silu(gates_->output(x))) : merged);
+    const Tensor read = context.read(merge_heads(y));
+    const Tensor heads = reshape(read, {read.numel() / value_width_, heads_, value_width_ / heads_});
+    const Tensor rows = reshape(rms_norm(heads, norm_), read.shape());
+    return out_(gates_ ? mul(rows, silu(gates_->output(context.read(x)))) : rows);
   }
   std::unique_ptr<MixerState> start(int64_t) const override { return std::make_unique<DeltaNetState>(); }
 

@@ -38,15 +38,16 @@ class H3 : public Mixer {
              Discretization::bilinear),
         out_(scope / "out_proj", config.d_model, config.d_model, true, projection_init()) {}
 
-  Tensor forward(const Tensor& x, const ForwardContext&, MixerState* state) const override {
+  Tensor forward(const Tensor& x, const ForwardContext& context, MixerState* state) const override {
     auto* const h3 = static_cast<H3State*>(state);
     const int64_t B = x.dim(0), T = x.dim(1), d = x.dim(2);
     const Tensors qkv = chunk(projection_.packed(x), -1, 3);
     const Tensor k = shift_(qkv[1], h3 ? &h3->shift : nullptr);
-    const auto rows = [&](const Tensor& y) { return reshape(y, {B * T, y.dim(2)}); };
+    const auto rows = [](const Tensor& y) { return reshape(y, {y.numel() / y.dim(-1), y.dim(-1)}); };
     const Tensor outer = head_outer(rows(k), rows(qkv[2]), head_dim_);  // channels (head, d1, d2)
     const Tensor summed = ssm_(reshape(outer, {B, T, d * head_dim_}), h3 ? &h3->ssm : nullptr);
-    return out_(reshape(head_product(rows(qkv[0]), rows(summed), head_dim_), {B, T, d}));
+    const Tensor q = context.read(qkv[0]);
+    return out_(reshape(head_product(rows(q), rows(context.read(summed)), head_dim_), q.shape()));
   }
   std::unique_ptr<MixerState> start(int64_t) const override { return std::make_unique<H3State>(); }
 

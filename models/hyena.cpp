@@ -81,13 +81,13 @@ class Hyena : public Mixer {
         skip_(scope.parameter("D", {config.d_model}, init::normal(1), false)),
         out_(scope / "out_proj", config.d_model, config.d_model, true, residual_projection_init(config)) {}
 
-  Tensor forward(const Tensor& x, const ForwardContext&, MixerState* state) const override {
+  Tensor forward(const Tensor& x, const ForwardContext& context, MixerState* state) const override {
     auto* const hyena = static_cast<HyenaState*>(state);
     const Tensors parts = filtered(in_(x), hyena ? &hyena->short_conv : nullptr);
     const Tensor v = long_conv(
         mul(parts[2], parts[0]), [&](int64_t taps) { return filter_(taps); }, skip_, max_seq_len_,
         hyena ? &hyena->long_conv : nullptr);
-    return out_(mul(v, parts[1]));
+    return out_(mul(context.read(v), context.read(parts[1])));
   }
   std::unique_ptr<MixerState> start(int64_t) const override { return std::make_unique<HyenaState>(); }
 

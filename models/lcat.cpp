@@ -67,7 +67,7 @@ class Lcat : public Mixer {
     if (options_.top_k > 0 && options_.top_k < in.landmarks.dim(2))
       in.blocks = landmark_choice(query_ ? in.landmark_q : in.q, in.landmarks, in.k.dim(2), options_.block_size,
                                   options_.top_k);
-    return out_(merge_heads(landmark_attention(in, attention_options(context))));
+    return out_(context.read(merge_heads(landmark_attention(in, attention_options(context)))));
   }
   std::unique_ptr<MixerState> start(int64_t) const override { return std::make_unique<LcatState>(); }
 

@@ -16,10 +16,10 @@ class Lincat : public Mixer {
   Lincat(const ModelConfig& config, const Scope& scope)
       : front_(config, scope), core_(config, front_.beta()), out_(output_projection(config, scope)) {}
 
-  Tensor forward(const Tensor& x, const ForwardContext&, MixerState* state) const override {
+  Tensor forward(const Tensor& x, const ForwardContext& context, MixerState* state) const override {
     auto* const lincat = static_cast<LincatState*>(state);
     const Qkv qkv = front_(x, lincat ? &lincat->front : nullptr);
-    return out_(core_(qkv, lincat ? &lincat->core : nullptr));
+    return out_(context.read(core_(qkv, lincat ? &lincat->core : nullptr)));
   }
   std::unique_ptr<MixerState> start(int64_t) const override { return std::make_unique<LincatState>(); }
 

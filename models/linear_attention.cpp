@@ -14,8 +14,9 @@ class LinearAttention : public Mixer {
   LinearAttention(const ModelConfig& config, const Scope& scope)
       : projection_(config, scope), out_(output_projection(config, scope)), core_(config, {}) {}
 
-  Tensor forward(const Tensor& x, const ForwardContext&, MixerState* state) const override {
-    return out_(core_(projection_.heads(projection_.packed(x)), state ? &static_cast<State&>(*state).core : nullptr));
+  Tensor forward(const Tensor& x, const ForwardContext& context, MixerState* state) const override {
+    const Qkv qkv = projection_.heads(projection_.packed(x));
+    return out_(context.read(core_(qkv, state ? &static_cast<State&>(*state).core : nullptr)));
   }
   std::unique_ptr<MixerState> start(int64_t) const override { return std::make_unique<State>(); }
 

@@ -35,7 +35,7 @@ class Mamba : public Mixer {
         D_(scope.parameter("D", {width_}, init::ones(), false)),
         out_(scope / "out_proj", width_, config.d_model, false, init::uniform_by_fan_in(width_ * config.n_layers)) {}
 
-  Tensor forward(const Tensor& input, const ForwardContext&, MixerState* state) const override {
+  Tensor forward(const Tensor& input, const ForwardContext& context, MixerState* state) const override {
     auto* const mamba = static_cast<MambaState*>(state);
     // Apart, so that backwards the gradients of x and z need not be copied side by side.
     const Tensor projected = linear(input, slice(in_.weight, 0, 0, width_));
@@ -54,7 +54,7 @@ class Mamba : public Mixer {
                                       .delta_softplus = true,
                                       .initial = mamba ? mamba->scan : Tensor()});
     if (mamba) mamba->scan = y[1];
-    return out_(y[0]);
+    return out_(context.read(y[0]));
   }
   std::unique_ptr<MixerState> start(int64_t) const override { return std::make_unique<MambaState>(); }
 

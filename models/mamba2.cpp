@@ -47,12 +47,14 @@ class Mamba2 : public Mixer {
         norm_weight_((scope / "norm").parameter("weight", {width_}, init::ones(), false)),
         out_(scope / "out_proj", width_, config.d_model, false, init::uniform_by_fan_in(width_ * config.n_layers)) {}
 
-  Tensor forward(const Tensor& input, const ForwardContext&, MixerState* state) const override {
+  Tensor forward(const Tensor& input, const ForwardContext& context, MixerState* state) const override {
     auto* const mamba = static_cast<Mamba2State*>(state);
     // Apart, so that backwards their gradients need not be copied side by side.
-    const auto rows = [&](int64_t begin, int64_t end) { return linear(input, slice(in_.weight, 0, begin, end)); };
+    const auto project = [&](const Tensor& x, int64_t begin, int64_t end) {
+      return linear(x, slice(in_.weight, 0, begin, end));
+    };
     const int64_t last = width_ + channels();
-    const Tensor z = rows(0, width_), projected = rows(width_, last), step = rows(last, last + heads_);
+    const Tensor projected = project(input, width_, last), step = project(input, last, last + heads_);
     const Tensor before = mamba ? mamba->conv.advance(projected, conv_weight_.dim(-1)) : Tensor();
     const Tensor filtered = silu(conv1d_causal(projected, conv_weight_, conv_bias_, before));
     const Tensors xBC = split(filtered, -1, {width_, states_, states_});
@@ -65,7 +67,8 @@ class Mamba2 : public Mixer {
                            .initial = mamba ? mamba->scan : Tensor(),
                            .chunk = chunk_});
     if (mamba) mamba->scan = y[1];
-    return out_(rms_norm_gated(y[0], z, norm_weight_));
+    const Tensor z = project(context.read(input), 0, width_);
+    return out_(rms_norm_gated(context.read(y[0]), z, norm_weight_));
   }
   std::unique_ptr<MixerState> start(int64_t) const override { return std::make_unique<Mamba2State>(); }
 

@@ -5,8 +5,8 @@
 
 namespace margay {
 
-Tensor Mixer::forward_rows(const Tensor& x, const ForwardContext& context) const {
-  return take_rows(reshape(forward(x, context, nullptr), {-1, x.dim(2)}), context.rows);
+Tensor ForwardContext::read(const Tensor& y) const {
+  return rows.defined() ? take_rows(reshape(y, {-1, y.dim(-1)}), rows) : y;
 }
 
 }  // namespace margay

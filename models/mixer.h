@@ -20,9 +20,12 @@ class MixerState {
 struct ForwardContext {
   /// i64 [2] {seed, step} while dropout is on; undefined in evaluation.
   Tensor rng;
-  /// i32 [R]: the rows of [B * T] that are read of what the last layer makes, -1 for a row that nobody reads.
-  /// Undefined for all of them, in their order; so it is in all layers but the last.
+  /// i32 [R]: the rows of [B * T] that are read of what the last layer makes, -1 for a row that nobody reads. Undefined
+  /// for all of them, in their order, as in all layers but the last.
   Tensor rows;
+
+  /// Those rows [R, w] of y [B, T, w]; y itself if all are read.
+  Tensor read(const Tensor& y) const;
 };
 
 /// A sequence mixer: the part of a block that moves information between tokens.
@@ -30,11 +33,10 @@ class Mixer {
  public:
   virtual ~Mixer() = default;
   /// x [B, T, d] -> [B, T, d], causal. With a state, x continues the sequences that the state has seen, and the state
-  /// is moved on; without one, x is the whole sequence. Both give the same results up to rounding.
+  /// is moved on; without one, x is the whole sequence. Both give the same results up to rounding. Where context.rows
+  /// is given, which it is without a state only, the result is context.read() of that: what treats each token by itself
+  /// can then be left to the rows that are read.
   virtual Tensor forward(const Tensor& x, const ForwardContext& context, MixerState* state) const = 0;
-  /// Rows context.rows of what forward() makes of whole sequences: x [B, T, d] -> [R, d]. A mixer may leave out what
-  /// the others alone need; by default they are taken from forward().
-  virtual Tensor forward_rows(const Tensor& x, const ForwardContext& context) const;
   /// The state before the first token of `batch` sequences.
   virtual std::unique_ptr<MixerState> start(int64_t batch) const = 0;
 };

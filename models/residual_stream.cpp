@@ -1,9 +1,7 @@
 #include "models/residual_stream.h"
 
 #include "ops/binary.h"
-#include "ops/embedding.h"
 #include "ops/layer_norm.h"
-#include "ops/view.h"
 
 namespace margay {
 
@@ -22,12 +20,8 @@ Tensor ResidualStream::add_and_norm(const RmsNorm& norm) {
 }
 
 void ResidualStream::mix(const Mixer& mixer, const Tensor& x, const ForwardContext& context, MixerState* state) {
-  if (!context.rows.defined()) {
-    h = mixer.forward(x, context, state);
-  } else {
-    h = mixer.forward_rows(x, context);
-    r = take_rows(reshape(r, {-1, r.dim(2)}), context.rows);
-  }
+  h = mixer.forward(x, context, state);
+  r = context.read(r);
 }
 
 Tensor ResidualStream::sum() const { return h.defined() ? add(r, h) : r; }

@@ -12,8 +12,7 @@ struct ResidualStream {
   /// Adds the branch, and returns the norm of the sum; a LayerNorm does both in one pass over memory.
   Tensor add_and_norm(const LayerNorm& norm);
   Tensor add_and_norm(const RmsNorm& norm);
-  /// What a mixer makes of x, the norm of r, becomes the branch: of context.rows alone where they are given, which are
-  /// then all that is kept of r.
+  /// What a mixer makes of x, the norm of r, becomes the branch; of r only what is read is kept.
   void mix(const Mixer& mixer, const Tensor& x, const ForwardContext& context, MixerState* state);
   /// r + h.
   Tensor sum() const;

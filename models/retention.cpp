@@ -60,14 +60,16 @@ class Retention : public Mixer {
     }
   }
 
-  Tensor forward(const Tensor& x, const ForwardContext&, MixerState* state) const override {
+  Tensor forward(const Tensor& x, const ForwardContext& context, MixerState* state) const override {
     const Tensor packed = linear(x, concat({q_.weight, k_.weight, v_.weight}, 0), {});
     const Tensors qkv = split(packed, -1, {features_, features_, x.dim(-1)});
     const Tensor q = split_heads(qkv[0], heads_), k = split_heads(qkv[1], heads_), v = split_heads(qkv[2], heads_);
     const Tensor log_decay =
         forget_ ? split_heads(forget_->log_decay(x), heads_) : expand(constant_, {x.dim(0), heads_, x.dim(1)});
     const Tensor y = recall(q, k, v, log_decay, static_cast<RetentionState*>(state));
-    return out_(reshape(rms_norm(transpose(y, 1, 2), norm_), x.shape()));
+    const Tensor read = context.read(merge_heads(y));
+    const Tensor heads = reshape(read, {read.numel() / read.dim(-1), heads_, read.dim(-1) / heads_});
+    return out_(reshape(rms_norm(heads, norm_), read.shape()));
   }
   std::unique_ptr<MixerState> start(int64_t) const override { return std::make_unique<RetentionState>(); }
 

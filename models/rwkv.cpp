@@ -51,7 +51,7 @@ class Rwkv : public Mixer {
   Rwkv(const ModelConfig& config, int64_t layer, const Scope& scope)
       : Rwkv(config.d_model, TimeConstants(config, layer), scope) {}
 
-  Tensor forward(const Tensor& x, const ForwardContext&, MixerState* state) const override {
+  Tensor forward(const Tensor& x, const ForwardContext& context, MixerState* state) const override {
     auto* const rwkv = static_cast<RwkvState*>(state);
     const Tensor before = rwkv ? rwkv->shift.advance(x, 2) : Tensor();
     const auto mixed = [&](const Tensor& mix) { return conv1d_causal(x, stack({mix, 1 - mix}, -1), {}, before); };
@@ -61,7 +61,7 @@ class Rwkv : public Mixer {
                            .v = value_(mixed(mix_v_)),
                            .initial = rwkv ? rwkv->sums : Tensor()});
     if (rwkv) rwkv->sums = y[1];
-    return output_(mul(sigmoid(receptance_(mixed(mix_r_))), y[0]));
+    return output_(mul(sigmoid(receptance_(context.read(mixed(mix_r_)))), context.read(y[0])));
   }
   std::unique_ptr<MixerState> start(int64_t) const override { return std::make_unique<RwkvState>(); }
 

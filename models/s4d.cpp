@@ -19,8 +19,9 @@ class S4d : public Mixer {
              config.s4d.discretization == "zoh" ? Discretization::zoh : Discretization::bilinear),
         out_(scope / "out_proj", config.d_model, 2 * config.d_model, true, projection_init()) {}
 
-  Tensor forward(const Tensor& x, const ForwardContext&, MixerState* state) const override {
-    return glu(out_(gelu(ssm_(x, state ? &static_cast<S4dState&>(*state).ssm : nullptr))));
+  Tensor forward(const Tensor& x, const ForwardContext& context, MixerState* state) const override {
+    const Tensor y = ssm_(x, state ? &static_cast<S4dState&>(*state).ssm : nullptr);
+    return glu(out_(gelu(context.read(y))));
   }
   std::unique_ptr<MixerState> start(int64_t) const override { return std::make_unique<S4dState>(); }
 
