@@ -29,15 +29,16 @@ struct FftConvShape {
 /// used up while it is at hand.
 template <class T>
 struct FftConvLayout {
-  static constexpr int64_t kLanes = 64 / static_cast<int64_t>(sizeof(T));
+  /// Channels of a vector: what a register of the build holds.
+  static int64_t lanes();
   static constexpr int64_t kMostPieces = 16;
   static constexpr int64_t kGroupElements = int64_t{1} << 17;
   static constexpr int64_t kMostElements = int64_t{1} << 23;
   FftConvShape s;
 
-  int64_t vectors() const { return (s.C + kLanes - 1) / kLanes; }
+  int64_t vectors() const { return (s.C + lanes() - 1) / lanes(); }
   /// Elements of n complex points for a vector of channels.
-  int64_t block() const { return 2 * kLanes * s.n; }
+  int64_t block() const { return 2 * lanes() * s.n; }
   int64_t vectors_per_group() const { return std::max<int64_t>(1, kGroupElements / block()); }
   int64_t groups() const { return (vectors() + vectors_per_group() - 1) / vectors_per_group(); }
   /// Parts into which the sequences are cut.

@@ -13,7 +13,7 @@ using LinearCrossEntropy = CrossEntropy;
 /// cross_entropy(h weight^T, targets) without a tensor of logits: h [R, d], weight [V, d], targets i32 [R], -100 =
 /// ignored. Ignored rows cost nothing; the others see the vocabulary in chunks, with a running maximum and sum
 /// (Milakov & Gimelshein 2018, arXiv:1805.02867), and the backward pass makes each chunk's logits again. Only where all
-/// of them take 32 MiB or less does the CPU keep their exponentials instead. Throws OpError for other targets outside
+/// of them take 128 MiB or less does the CPU keep their exponentials instead. Throws OpError for other targets outside
 /// [0, V) and sizes that do not fit.
 LinearCrossEntropy linear_cross_entropy(const Tensor& h, const Tensor& weight, const Tensor& targets);
 
@@ -50,7 +50,7 @@ struct KeptExponentials {
   T *values = nullptr, *tops = nullptr;
 
   static int64_t size(DeviceType device, int64_t n, int64_t V, int64_t d) {
-    constexpr int64_t most_bytes = 1 << 25;
+    constexpr int64_t most_bytes = 1 << 27;
     if (device != DeviceType::cpu || n * V * static_cast<int64_t>(sizeof(T)) > most_bytes) return 0;
     const LossPieces pieces(n, V, d);
     return n * V + pieces.word_groups * pieces.chunks(V) * n;

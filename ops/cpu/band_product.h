@@ -123,7 +123,7 @@ template <Layout layout, class T>
 void band_product(const BandProduct<T>& p) {
   if (FlopCounter::active()) FlopCounter::add(flops_of(p));
   constexpr int64_t width = blas::kLanes<T>;
-  constexpr bool many_registers = blas::kRegisterBytes == 64;  // 32, else 16: for sums, a row of B and a factor
+  constexpr bool many_registers = simd::kVectorBytes == 64;  // 32, else 16: for sums, a row of B and a factor
   int64_t column = 0;
   if constexpr (many_registers)
     for (; column + 4 * width <= p.columns; column += 4 * width) band_columns<T, layout, 6, 4>(p, column);

@@ -14,8 +14,6 @@ using simd::Vec;
 template <class T>
 constexpr int64_t kLanes = Vec<T>::size;
 
-static_assert(FftConvLayout<float>::kLanes == kLanes<float> && FftConvLayout<double>::kLanes == kLanes<double>);
-
 constexpr int64_t kAhead = 8;  // rows that are prefetched: one line of each is no pattern that the hardware sees
 
 // Real sequences of up to 2n rows are convolved by complex transforms of n points ("right-angle convolution",
@@ -334,6 +332,13 @@ void run(Cpu cpu, const FftConvBwd<T>& a) {
     parallel_for(cpu, parts.layout.vectors(), [&](int64_t vector) { finish_kernel(transform, parts, a, vector); });
 }
 
+template <class T>
+int64_t FftConvLayout<T>::lanes() {
+  return kLanes<T>;
+}
+
+template struct FftConvLayout<float>;
+template struct FftConvLayout<double>;
 template void run(Cpu, const FftConvFwd<float>&);
 template void run(Cpu, const FftConvFwd<double>&);
 template void run(Cpu, const FftConvBwd<float>&);

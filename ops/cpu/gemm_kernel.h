@@ -12,14 +12,8 @@
 
 namespace margay::blas {
 
-// Vectors as wide as a register: wider ones, which the compiler would split, go through memory here.
-#if defined(__AVX512F__)
-inline constexpr int kRegisterBytes = 64, kTileRows = 8;
-#elif defined(__AVX__)
-inline constexpr int kRegisterBytes = 32, kTileRows = 6;
-#else
-inline constexpr int kRegisterBytes = 16, kTileRows = 4;
-#endif
+/// Rows of C that stay in registers.
+inline constexpr int kTileRows = simd::kVectorBytes == 64 ? 8 : simd::kVectorBytes == 32 ? 6 : 4;
 
 /// Whether the registers of the build suffice to beat a library that chooses its kernels at run time.
 #if defined(__AVX512F__) || (defined(__AVX2__) && defined(__FMA__))
@@ -29,19 +23,9 @@ inline constexpr bool kFastTiles = false;
 #endif
 
 template <class T>
-struct Register;
-template <>
-struct Register<float> {
-  typedef float Lanes __attribute__((vector_size(kRegisterBytes)));
-};
-template <>
-struct Register<double> {
-  typedef double Lanes __attribute__((vector_size(kRegisterBytes)));
-};
+using Lanes = typename simd::NativeVector<T>::Lanes;
 template <class T>
-using Lanes = typename Register<T>::Lanes;
-template <class T>
-inline constexpr int kLanes = kRegisterBytes / static_cast<int>(sizeof(T));
+inline constexpr int kLanes = simd::Vec<T>::size;
 
 template <class T>
 Lanes<T> load(const T* p) {
@@ -57,21 +41,11 @@ void store(Lanes<T> v, T* p) {
 // The first n < kLanes elements at p, zeros in the other lanes; and the way back.
 template <class T>
 Lanes<T> load_some(const T* p, int64_t n) {
-  Lanes<T> v{};
-  if constexpr (kRegisterBytes == simd::kVectorBytes) {
-    return simd::load_partial(p, n, v);
-  } else {
-    std::memcpy(&v, p, static_cast<size_t>(n) * sizeof(T));
-    return v;
-  }
+  return simd::load_partial(p, n, Lanes<T>{});
 }
 template <class T>
 void store_some(Lanes<T> v, T* p, int64_t n) {
-  if constexpr (kRegisterBytes == simd::kVectorBytes) {
-    simd::store_partial(p, n, v);
-  } else {
-    std::memcpy(p, &v, static_cast<size_t>(n) * sizeof(T));
-  }
+  simd::store_partial(p, n, v);
 }
 
 // The panel: kPanelDepth rows of up to kPanelVectors vectors, 16 kB where registers are widest.
@@ -241,7 +215,7 @@ template <class T, bool trans_a, bool trans_b>
 void multiply(const Product<T>& p) {
   // A block of C and the rows and columns that make it stay in the second-level cache.
   constexpr int64_t block_rows = 256, block_columns = 512;
-  alignas(kRegisterBytes) T panel[kPanelDepth * kPanelColumns<T>];
+  alignas(simd::kVectorBytes) T panel[kPanelDepth * kPanelColumns<T>];
   for (int64_t row = 0; row < p.m; row += block_rows) {
     for (int64_t block = 0; block < p.n; block += block_columns) {
       const int64_t block_end = std::min(p.n, block + block_columns);

@@ -9,12 +9,18 @@
 #include <immintrin.h>
 #endif
 
-// Portable vectors for CPU kernels: 64 bytes wide everywhere; the compiler splits them where registers are narrower, so
-// results do not depend on the register width of the build.
+// Portable vectors for CPU kernels, as wide as the registers of the build: wider ones the compiler takes apart into
+// single lanes.
 
 namespace margay::simd {
 
+#if defined(__AVX512F__)
 inline constexpr int kVectorBytes = 64;
+#elif defined(__AVX__)
+inline constexpr int kVectorBytes = 32;
+#else
+inline constexpr int kVectorBytes = 16;
+#endif
 
 template <class T>
 struct NativeVector;
