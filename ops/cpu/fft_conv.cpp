@@ -334,11 +334,12 @@ void run(Cpu cpu, const FftConvBwd<T>& a) {
 
 template <class T>
 int64_t FftConvLayout<T>::lanes() {
-  return kLanes<T>;
+  return simd::kVectorBytes / static_cast<int64_t>(sizeof(T));
 }
 
 template struct FftConvLayout<float>;
 template struct FftConvLayout<double>;
+template struct FftConvLayout<bf16>;  // which a GPU asks for
 template void run(Cpu, const FftConvFwd<float>&);
 template void run(Cpu, const FftConvFwd<double>&);
 template void run(Cpu, const FftConvBwd<float>&);
