@@ -86,7 +86,7 @@ bool in_tiles(int64_t m, int64_t n, int64_t k) {
 }
 
 // Sums of a few registers take longer to finish than to make.
-bool has_few_rows(int64_t m, int64_t k) { return kFastTiles && m <= kFewRows && k >= 128; }
+bool has_few_rows(int64_t m, int64_t k) { return m <= kFewRows && k >= 128; }
 
 template <class T>
 void in_tiles(bool trans_a, bool trans_b, const Product<T>& p) {
