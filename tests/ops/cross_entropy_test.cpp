@@ -13,6 +13,7 @@
 #include "ops/label_rows.h"
 #include "ops/linear_cross_entropy.h"
 #include "ops/matmul.h"
+#include "ops/view.h"
 #include "tests/support/compare.h"
 
 namespace margay::test {
@@ -139,6 +140,30 @@ TEST_CASE("linear_cross_entropy: rows in several rounds") {
   REQUIRE(pieces.rows_per_round < 300);
   REQUIRE(pieces.word_groups > 1);
   check_linear(350, 550, 2100, 7, DType::f32, 2e-4);
+}
+
+TEST_CASE("linear_cross_entropy: a loss too large to keep its exponentials equals its halves, which keep them") {
+  using Kept = kernels::KeptExponentials<float>;
+  constexpr int64_t R = 4200, half = R / 2, V = 8192, d = 2;
+  REQUIRE(Kept::size(DeviceType::cpu, R, V, d) == 0);
+  REQUIRE(Kept::size(DeviceType::cpu, half, V, d) > 0);
+  const Tensor h = random_uniform({R, d}, 1, -2, 2, DType::f32), weight = random_uniform({V, d}, 2, -2, 2, DType::f32);
+  const Tensor targets = make_targets(R, V, 5), row_weights = random_uniform({R}, 3, -1, 1, DType::f32);
+  // Gradients with respect to rows begin ... end - 1 of h, nll of them, and the weight's gradient.
+  const auto part = [&](int64_t begin, int64_t end, Tensor& leaf) {
+    const auto rows = [&](const Tensor& x) { return slice(x, 0, begin, end); };
+    Tensor own = rows(h).contiguous().detach().set_requires_grad();
+    const LinearCrossEntropy got = linear_cross_entropy(own, leaf, rows(targets));
+    got.nll.backward(rows(row_weights));
+    return Tensors{own.grad(), got.nll.detach()};
+  };
+  Tensor whole = weight.detach().set_requires_grad(), halves = weight.detach().set_requires_grad();
+  const Tensors all = part(0, R, whole), first = part(0, half, halves), second = part(half, R, halves);
+  for (size_t i = 0; i < all.size(); ++i) {
+    CHECK(difference_relative_to_max(slice(all[i], 0, 0, half), first[i], 2e-6) == "");
+    CHECK(difference_relative_to_max(slice(all[i], 0, half, R), second[i], 2e-6) == "");
+  }
+  CHECK(difference_relative_to_max(whole.grad(), halves.grad(), 5e-6) == "");
 }
 
 TEST_CASE("cross-entropies of huge logits stay finite, and exact where one class wins") {
