@@ -3,6 +3,7 @@
 #include <array>
 
 #include "engine/launch.h"
+#include "ops/attention_inputs.h"
 
 namespace margay {
 namespace {
@@ -58,51 +59,9 @@ Samples samples() {
   return all;
 }
 
-kernels::AttentionShape check(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& beta,
-                              const AttentionOptions& options) {
-  op.require_float("q", q);
-  op.require(q.ndim() == 4, "q", q, "[B,H,Lq,dh]");
-  op.require_like("k", k, "q", q);
-  op.require(k.ndim() == 4 && k.shape().with(2, q.dim(2)) == q.shape() && k.dim(2) >= q.dim(2), "k", k,
-             "[B,H,Lk,dh] with Lk >= Lq for q {}", q);
-  op.require_like("v", v, "q", q);
-  op.require(v.shape() == k.shape(), "v", v, "of the shape of k {}", k);
-  if (beta.defined()) {
-    op.require_like("beta", beta, "q", q);
-    op.require(beta.shape() == Shape{q.dim(1)}, "beta", beta, "[H] for q {}", q);
-  }
-  op.require(options.window >= 0, "window", options.window, "0 or more");
-  require_attention_dropout(op, options.dropout, options.rng, q);
-  const int64_t Lk = k.dim(2);
-  return {q.dim(0), q.dim(1), q.dim(2), Lk, q.dim(3), options.window > 0 ? std::min(options.window, Lk) : Lk};
-}
-
-// What forward and backward have in common.
-struct Call {
-  kernels::AttentionShape shape;
-  Saved q, k, v, beta, rng;
-  double scale, dropout;
-  uint64_t stream;
-  Precision precision;
-
-  template <class T, class Args>
-  void fill(Args& a) const {
-    a.shape = shape;
-    a.q = q->strided<T>().data;
-    a.k = k->strided<T>().data;
-    a.v = v->strided<T>().data;
-    a.q_strides = head_strides(q);
-    a.k_strides = head_strides(k);
-    a.v_strides = head_strides(v);
-    a.scale = scale;
-    a.beta = beta->defined() ? beta->data<T>() : nullptr;
-    a.dropout = {dropout, dropout > 0 ? rng->data<int64_t>() : nullptr, stream};
-    a.precision = precision;
-  }
-};
-
-Tensors pull_back(const Call& call, const Tensor& y, const Tensor& lse, const Tensor& cotangent, bool want_dbeta) {
-  const kernels::AttentionShape& s = call.shape;
+Tensors pull_back(const AttentionInputs& in, Precision precision, const Tensor& y, const Tensor& lse,
+                  const Tensor& cotangent, bool want_dbeta) {
+  const kernels::AttentionShape& s = in.shape;
   const Tensor dy = with_contiguous_rows(cotangent);
   const DType dtype = y.dtype();
   const Device device = y.device();
@@ -110,10 +69,11 @@ Tensors pull_back(const Call& call, const Tensor& y, const Tensor& lse, const Te
   const Tensor packed = empty({s.B, s.Lk, together ? 3 : 2, s.H, s.dh}, dtype, device);
   const Tensor dq = heads_view(together ? packed : empty({s.B, s.Lq, 1, s.H, s.dh}, dtype, device));
   const Tensor dk = heads_view(packed, together ? 1 : 0), dv = heads_view(packed, together ? 2 : 1);
-  const Tensor dbeta = want_dbeta ? empty_like(call.beta) : Tensor();
+  const Tensor dbeta = want_dbeta ? empty_like(in.beta) : Tensor();
   Tensor workspace;
   op.launch<kernels::CausalAttentionBwd>(y, [&]<class T>(kernels::CausalAttentionBwd<T>& a) {
-    call.fill<T>(a);
+    in.fill<T>(a);
+    a.precision = precision;
     a.y = y.strided<T>().data;
     a.dy = dy.strided<T>().data;
     a.y_strides = head_strides(y);
@@ -136,24 +96,17 @@ Tensors pull_back(const Call& call, const Tensor& y, const Tensor& lse, const Te
 
 Tensor causal_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& beta,
                         const AttentionOptions& options) {
-  const kernels::AttentionShape shape = check(q, k, v, beta, options);
+  const AttentionInputs in(op, q, k, v, beta, options);
+  const kernels::AttentionShape& shape = in.shape;
+  const Precision precision = product_precision();
   const std::array inputs{q, k, v, beta};
-  const Call call{shape,
-                  Saved(with_contiguous_rows(q)),
-                  Saved(with_contiguous_rows(k)),
-                  Saved(with_contiguous_rows(v)),
-                  Saved(beta.defined() ? beta.contiguous() : beta),
-                  Saved(options.dropout > 0 ? options.rng.contiguous() : Tensor()),
-                  options.scale,
-                  options.dropout,
-                  options.stream,
-                  product_precision()};
   const DType sums = acc_dtype(q.dtype());
   const Tensor y = heads_view(empty({shape.B, shape.Lq, 1, shape.H, shape.dh}, q.dtype(), q.device()));
   const Tensor lse = Graph::recording(inputs) ? empty({shape.B, shape.H, shape.Lq}, sums, q.device()) : Tensor();
   Tensor workspace;
   op.launch<kernels::CausalAttentionFwd>(q, [&]<class T>(kernels::CausalAttentionFwd<T>& a) {
-    call.fill<T>(a);
+    in.fill<T>(a);
+    a.precision = precision;
     a.y = y.strided<T>().data;
     a.y_strides = head_strides(y);
     a.lse = lse.defined() ? lse.data<acc_t<T>>() : nullptr;
@@ -162,8 +115,8 @@ Tensor causal_attention(const Tensor& q, const Tensor& k, const Tensor& v, const
   });
   return op.record(
       y, inputs,
-      [call, y = Saved(y), lse](const VjpContext& context) {
-        return pull_back(call, y, lse, context.cotangent(), context.wanted(3));
+      [in, precision, y = Saved(y), lse](const VjpContext& context) {
+        return pull_back(in, precision, y, lse, context.cotangent(), context.wanted(3));
       },
       CotangentLayout::strided);
 }

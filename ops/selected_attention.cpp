@@ -1,9 +1,9 @@
 #include "ops/selected_attention.h"
 
-#include <algorithm>
 #include <array>
 
 #include "engine/launch.h"
+#include "ops/attention_inputs.h"
 #include "ops/index.h"
 
 namespace margay {
@@ -55,57 +55,28 @@ Samples samples() {
   return all;
 }
 
-kernels::AttentionShape check(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& beta,
-                              const AttentionOptions& options) {
-  op.require_float("q", q);
-  op.require(q.ndim() == 4, "q", q, "[B,H,L,dh]");
-  for (const auto& [name, x] : {std::pair{"k", &k}, {"v", &v}}) {
-    op.require_like(name, *x, "q", q);
-    op.require(x->shape() == q.shape(), name, *x, "of the shape of q {}", q);
-  }
-  if (beta.defined()) {
-    op.require_like("beta", beta, "q", q);
-    op.require(beta.shape() == Shape{q.dim(1)}, "beta", beta, "[H] for q {}", q);
-  }
-  op.require(options.window >= 0, "window", options.window, "0 or more");
-  require_attention_dropout(op, options.dropout, options.rng, q);
-  const int64_t L = q.dim(2);
-  return {q.dim(0), q.dim(1), L, L, q.dim(3), options.window > 0 ? std::min(options.window, L) : L};
-}
-
 // What forward and backward have in common.
 struct Call {
-  kernels::AttentionShape shape;
-  Saved q, k, v, rows, beta, rng;
-  double scale, dropout;
-  uint64_t stream;
+  AttentionInputs in;
+  Saved rows;
 
   /// Returns the memory of a.lists.
   template <class T>
   Tensor fill(kernels::SelectedAttentionCall<T>& a) const {
-    a.shape = shape;
-    a.q = q->strided<T>().data;
-    a.k = k->strided<T>().data;
-    a.v = v->strided<T>().data;
-    a.q_strides = head_strides(q);
-    a.k_strides = head_strides(k);
-    a.v_strides = head_strides(v);
+    in.fill<T>(a);
     a.rows = rows->data<int32_t>();
     a.R = rows->numel();
-    a.scale = scale;
-    a.beta = beta->defined() ? beta->data<T>() : nullptr;
-    a.dropout = {dropout, dropout > 0 ? rng->data<int64_t>() : nullptr, stream};
-    const Tensor lists = empty({a.lists_size()}, DType::i32, q->device());
+    const Tensor lists = empty({a.lists_size()}, DType::i32, rows->device());
     a.lists = lists.data<int32_t>();
     return lists;
   }
 };
 
 Tensors pull_back(const Call& call, const Tensor& y, const Tensor& lse, const Tensor& dy, bool want_dbeta) {
-  const kernels::AttentionShape& s = call.shape;
+  const kernels::AttentionShape& s = call.in.shape;
   const Tensor packed = empty({s.B, s.Lk, 3, s.H, s.dh}, y.dtype(), y.device());
   const Tensor dq = heads_view(packed), dk = heads_view(packed, 1), dv = heads_view(packed, 2);
-  const Tensor dbeta = want_dbeta ? empty_like(call.beta) : Tensor();
+  const Tensor dbeta = want_dbeta ? empty_like(call.in.beta) : Tensor();
   Tensor lists, workspace;
   op.launch<kernels::SelectedAttentionBwd>(y, [&]<class T>(kernels::SelectedAttentionBwd<T>& a) {
     lists = call.fill<T>(a);
@@ -129,19 +100,12 @@ Tensors pull_back(const Call& call, const Tensor& y, const Tensor& lse, const Te
 
 Tensor selected_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& rows, const Tensor& beta,
                           const AttentionOptions& options) {
-  const kernels::AttentionShape shape = check(q, k, v, beta, options);
+  const AttentionInputs in(op, q, k, v, beta, options);
+  const kernels::AttentionShape& shape = in.shape;
+  op.require(k.shape() == q.shape(), "k", k, "of the shape of q {}", q);
   op.require(rows.defined() && rows.ndim() == 1, "rows", rows, "[R]");
   const std::array inputs{q, k, v, rows, beta};
-  const Call call{shape,
-                  Saved(with_contiguous_rows(q)),
-                  Saved(with_contiguous_rows(k)),
-                  Saved(with_contiguous_rows(v)),
-                  Saved(checked_index(op, "rows", rows, q, shape.B * shape.Lk, true)),
-                  Saved(beta.defined() ? beta.contiguous() : beta),
-                  Saved(options.dropout > 0 ? options.rng.contiguous() : Tensor()),
-                  options.scale,
-                  options.dropout,
-                  options.stream};
+  const Call call{in, Saved(checked_index(op, "rows", rows, q, shape.B * shape.Lk, true))};
   const DType sums = acc_dtype(q.dtype());
   const Tensor y = empty({rows.dim(0), shape.H, shape.dh}, q.dtype(), q.device());
   const Tensor lse = Graph::recording(inputs) ? empty({rows.dim(0), shape.H}, sums, q.device()) : Tensor();
