@@ -100,7 +100,7 @@ Tensors pull_back(const Call& call, const VjpContext& context) {
   if (dkernel.defined() && by_taps) dkernel = transpose(dkernel, 0, 1);
   Tensor workspace;
   op.launch<kernels::FftConvBwd>(u, [&]<class T>(kernels::FftConvBwd<T>& a) {
-    workspace = empty({a.workspace_size(call.shape)}, u.dtype(), u.device());
+    workspace = empty({a.workspace_size(u.device().type, call.shape)}, acc_dtype(u.dtype()), u.device());
     set_inputs<T>(call, a);
     a.dy = dy.strided<T>().data;
     a.dy_batch = dy.strides()[0];
@@ -112,7 +112,7 @@ Tensors pull_back(const Call& call, const VjpContext& context) {
       a.dkernel_tap = dkernel.strides()[1];
     }
     a.dD = dD.defined() ? dD.data<T>() : nullptr;
-    a.workspace = workspace.data<T>();
+    a.workspace = workspace.data<acc_t<T>>();
   });
   return {du, dkernel, dD};
 }
@@ -124,17 +124,17 @@ Tensor fft_conv(const Tensor& u, const Tensor& kernel, const Tensor& D, ConvMeth
   const int64_t L = u.dim(1), K = std::min(std::max<int64_t>(1, L), kernel.dim(1));
   const bool by_sums = method == ConvMethod::direct || (method == ConvMethod::by_shape && K <= kMostDirectTaps);
   if (by_sums) return direct(u, slice(kernel, 1, 0, K), D);
-  const Call call{{u.dim(0), L, u.dim(2), K, kernels::fft_conv_size(L, K)},
+  const Call call{{u.dim(0), L, u.dim(2), K, kernels::fft_conv_size(u.device().type, L, K)},
                   Saved(with_contiguous_channels(u)),
                   Saved(kernel),
                   Saved(D.defined() ? D.contiguous() : D)};
   const Tensor y = empty_like(u);
   Tensor workspace;
   op.launch<kernels::FftConvFwd>(u, [&]<class T>(kernels::FftConvFwd<T>& a) {
-    workspace = empty({a.workspace_size(call.shape)}, u.dtype(), u.device());
+    workspace = empty({a.workspace_size(u.device().type, call.shape)}, acc_dtype(u.dtype()), u.device());
     set_inputs<T>(call, a);
     a.y = y.data<T>();
-    a.workspace = workspace.data<T>();
+    a.workspace = workspace.data<acc_t<T>>();
   });
   return op.record(
       y, {u, kernel, D}, [call](const VjpContext& context) { return pull_back(call, context); },

@@ -1,4 +1,6 @@
 #pragma once
+#include <algorithm>
+
 #include "engine/op.h"
 
 namespace margay {
@@ -52,6 +54,28 @@ struct FftConvLayout {
   int64_t table() const { return 2 * s.n; }
 };
 
+/// How a GPU does it: all channels of some sequences at a time, whose points then stay in its cache. Numbers of points
+/// are powers of two.
+template <class T>
+struct FftConvRounds {
+  static constexpr int64_t kLanes = 8;  // neighbouring channels that go together
+  /// Points of a vector of channels in the shared memory of a block: 64 KiB.
+  static constexpr int64_t kSharedPoints = (int64_t{1} << 16) / static_cast<int64_t>(2 * sizeof(acc_t<T>) * kLanes);
+  FftConvShape s;
+
+  int64_t vectors() const { return (s.C + kLanes - 1) / kLanes; }
+  int64_t points() const { return std::min(kSharedPoints, s.n); }
+  /// Elements of the points of a sequence.
+  int64_t sequence() const { return 2 * vectors() * kLanes * s.n; }
+  /// Sequences of a round.
+  int64_t sequences() const {
+    constexpr int64_t most_elements = int64_t{1} << 23;
+    return std::clamp<int64_t>(most_elements / std::max<int64_t>(1, sequence()), 1, std::max<int64_t>(1, s.B));
+  }
+  /// Of transforms that take passes through the memory.
+  int64_t outer_points() const { return s.n > points() ? sequences() * sequence() : 0; }
+};
+
 template <class T>
 struct FftConvFwd {
   FftConvShape shape;
@@ -61,10 +85,13 @@ struct FftConvFwd {
   int64_t kernel_channel, kernel_tap;
   const T* D;  // null for no skip
   T* y;
-  T* workspace;  // tables; the filters' spectra; a block for each piece
+  acc_t<T>* workspace;  // tables; the filters' spectra; a block for each piece
 
-  static int64_t workspace_size(const FftConvShape& s) {
-    const FftConvLayout<T> layout{s};
+  /// On a GPU a table, spectra, and the points of a round.
+  static int64_t workspace_size(DeviceType device, const FftConvShape& s) {
+    const FftConvRounds<T> rounds{s};
+    if (device == DeviceType::cuda) return 2 * s.n + rounds.sequence() + rounds.outer_points();
+    const FftConvLayout<acc_t<T>> layout{s};
     return 2 * layout.table() + (layout.vectors() + layout.pieces()) * layout.block();
   }
 };
@@ -80,16 +107,20 @@ struct FftConvBwd {
   const T* D;
   T *du, *dkernel, *dD;
   int64_t dkernel_channel, dkernel_tap;
-  T* workspace;  // tables; the filters' spectra; two blocks for each piece; the sums over each chunk of sequences
+  acc_t<T>* workspace;  // tables; the filters' spectra; two blocks for each piece; sums over each chunk of sequences
 
-  static int64_t workspace_size(const FftConvShape& s) {
-    const FftConvLayout<T> layout{s};
+  /// On a GPU a table, spectra of filters and their gradients, of the inputs of a round, and the points of a round.
+  static int64_t workspace_size(DeviceType device, const FftConvShape& s) {
+    const FftConvRounds<T> rounds{s};
+    if (device == DeviceType::cuda)
+      return 2 * s.n + (2 + rounds.sequences()) * rounds.sequence() + rounds.outer_points();
+    const FftConvLayout<acc_t<T>> layout{s};
     return 2 * layout.table() + (layout.vectors() * (1 + layout.chunks()) + 2 * layout.pieces()) * layout.block();
   }
 };
 
 /// Points of the transforms for sequences of L tokens and filters of K taps.
-int64_t fft_conv_size(int64_t L, int64_t K);
+int64_t fft_conv_size(DeviceType device, int64_t L, int64_t K);
 
 template <class T>
 void run(Cpu, const FftConvFwd<T>&);

@@ -48,6 +48,18 @@ void launch_elements(Cuda context, int64_t count, void (*kernel)(Parameters...),
   if (blocks > 0) launch(context, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), kernel, arguments...);
 }
 
+/// The dynamic shared memory of the block, uninitialised: see launch_shared().
+template <class T>
+__device__ inline T& dynamic_shared() {
+#ifdef __CUDACC__
+  extern __shared__ uint4 memory[];
+  return *reinterpret_cast<T*>(memory);
+#else
+  __shared__ T memory;
+  return memory;
+#endif
+}
+
 /// The first element of this thread, and the distance to its next.
 __device__ inline int64_t first_index() { return int64_t{blockIdx.x} * blockDim.x + threadIdx.x; }
 __device__ inline int64_t index_step() { return int64_t{gridDim.x} * blockDim.x; }

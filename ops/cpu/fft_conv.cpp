@@ -1,6 +1,8 @@
 #include "ops/fft_conv.h"
-#include "engine/parallel.h"
 
+#include <bit>
+
+#include "engine/parallel.h"
 #include "ops/cpu/fft.h"
 
 namespace margay::kernels {
@@ -293,7 +295,11 @@ Transform<T> prepare(Cpu cpu, const Parts<T>& parts, const auto& a) {
 
 }  // namespace
 
-int64_t fft_conv_size(int64_t L, int64_t K) { return fft::good_size((L + K) / 2); }
+int64_t fft_conv_size(DeviceType device, int64_t L, int64_t K) {
+  const int64_t needed = std::max<int64_t>(8, (L + K) / 2);
+  if (device == DeviceType::cuda) return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(needed)));
+  return fft::good_size(needed);
+}
 
 template <class T>
 void run(Cpu cpu, const FftConvFwd<T>& a) {
@@ -339,7 +345,6 @@ int64_t FftConvLayout<T>::lanes() {
 
 template struct FftConvLayout<float>;
 template struct FftConvLayout<double>;
-template struct FftConvLayout<bf16>;  // which a GPU asks for
 template void run(Cpu, const FftConvFwd<float>&);
 template void run(Cpu, const FftConvFwd<double>&);
 template void run(Cpu, const FftConvBwd<float>&);

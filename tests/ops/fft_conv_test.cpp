@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "engine/device.h"
 #include "engine/parallel.h"
 #include "ops/view.h"
 #include "tests/support/compare.h"
@@ -28,14 +29,14 @@ struct Inputs {
 };
 
 // u and dy are slices of wider buffers.
-Inputs inputs_of(const Case& c, DType dtype) {
+Inputs inputs_of(const Case& c, DType dtype, Device device = {}) {
   const auto slice_of = [&](uint64_t seed) {
-    const Tensor wide = random_uniform({c.B, c.L, c.C + 5}, seed, -1, 1, dtype);
+    const Tensor wide = random_uniform({c.B, c.L, c.C + 5}, seed, -1, 1, dtype).to(device);
     return wide.view({c.B, c.L, c.C}, wide.strides(), 3);
   };
-  const Tensor kernel = random_uniform(c.by_taps ? Shape{c.K, c.C} : Shape{c.C, c.K}, 2, -1, 1, dtype);
+  const Tensor kernel = random_uniform(c.by_taps ? Shape{c.K, c.C} : Shape{c.C, c.K}, 2, -1, 1, dtype).to(device);
   return {slice_of(1), c.by_taps ? transpose(kernel, 0, 1) : kernel,
-          c.skip ? random_uniform({c.C}, 3, -1, 1, dtype) : Tensor(), slice_of(4)};
+          c.skip ? random_uniform({c.C}, 3, -1, 1, dtype).to(device) : Tensor(), slice_of(4)};
 }
 
 // y, du, dkernel, dD.
@@ -121,6 +122,39 @@ TEST_CASE("long convolution: several groups of channels equal the direct sum") {
   }
 }
 
+TEST_CASE("long convolution on a GPU is the CPU's" * doctest::skip(cuda_device_count() == 0)) {
+  const Case cases[] = {
+      {3, 1, 2, 1},                    // the smallest transform
+      {5, 7, 9, 7, true, true},        // vectors with few channels
+      {3, 40, 17, 40, false},          // shared memory: each number of passes
+      {2, 130, 3, 130},                //
+      {2, 300, 8, 200, true, true},    //
+      {1, 900, 5, 900},                //
+      {2, 1500, 3, 1500},              // passes over global memory: f32 one of radix 2, f64 of 4
+      {2, 3000, 2, 5000, true, true},  // of 4 and 8
+      {1, 9000, 9, 7000},              // of 8 and 16
+      {1, 33000, 1, 33000, false},     // two of them
+      {300, 900, 17, 900},             // several rounds of sequences
+  };
+  for (const Case& c : cases) {
+    CAPTURE(c.L);
+    CAPTURE(c.C);
+    const Tensors expected = run(inputs_of(c, DType::f64));
+    for (const DType dtype : {DType::f64, DType::f32, DType::bf16}) {
+      Inputs in = inputs_of(c, dtype == DType::bf16 ? DType::f32 : dtype, Device{DeviceType::cuda});
+      for (Tensor* x : {&in.u, &in.kernel, &in.D, &in.dy})
+        if (x->defined()) *x = x->to(dtype);
+      const Tensors got = run(in);
+      REQUIRE(got.size() == expected.size());
+      for (size_t i = 0; i < got.size(); ++i) {
+        CAPTURE(i);
+        const double tolerance = dtype == DType::f64 ? 1e-14 : dtype == DType::f32 ? 1e-6 : 1e-2;
+        CHECK(difference_relative_to_max(got[i].to(Device{}).to(DType::f64), expected[i], tolerance) == "");
+      }
+    }
+  }
+}
+
 TEST_CASE("long convolution: a later token changes little more than nothing before it") {
   const Case c{3, 700, 20, 700};
   const Tensor before = run(inputs_of(c, DType::f32))[0];
@@ -153,13 +187,15 @@ TEST_CASE("long convolution of short sequences by shape is exactly causal") {
 
 TEST_CASE("long convolution: only the gradients that are wanted") {
   const Case c{3, 50, 5, 50};
-  const Tensors all = run(inputs_of(c, DType::f64));
-  for (size_t wanted = 0; wanted < 3; ++wanted) {
-    const Inputs in = inputs_of(c, DType::f64);
-    Tensors leaves{in.u.detach(), in.kernel.detach(), in.D.detach()};
-    leaves[wanted].set_requires_grad();
-    fft_conv(leaves[0], leaves[1], leaves[2], ConvMethod::fft).backward(in.dy);
-    CHECK(difference(leaves[wanted].grad(), all[wanted + 1], 1e-14) == "");
+  for (int device = 0; device < 1 + std::min(1, cuda_device_count()); ++device) {
+    const Inputs in = inputs_of(c, DType::f64, device > 0 ? Device{DeviceType::cuda} : Device{});
+    const Tensors all = run(in);
+    for (size_t wanted = 0; wanted < 3; ++wanted) {
+      Tensors leaves{in.u.detach(), in.kernel.detach(), in.D.detach()};
+      leaves[wanted].set_requires_grad();
+      fft_conv(leaves[0], leaves[1], leaves[2], ConvMethod::fft).backward(in.dy);
+      CHECK(difference(leaves[wanted].grad().to(Device{}), all[wanted + 1].to(Device{}), 1e-14) == "");
+    }
   }
 }
 
