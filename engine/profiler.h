@@ -19,7 +19,7 @@ struct ProfileEvent {
   int parent = -1;                   ///< index of the scope around it
   bool backward = false;             ///< whether it is inside a backward pass
   int64_t begin_ns = 0, end_ns = 0;  ///< since the profiler was made
-  int64_t flops = 0;                 ///< of matrix products on the CPU
+  int64_t flops = 0;                 ///< of matrix products; on a GPU, those of BLAS products and of causal_attention
   int64_t bytes = 0;       ///< of an op's tensors: inputs and results, or in a backward pass cotangents and gradients
   int64_t live_bytes = 0;  ///< of all tensors of the device, at the end
 

@@ -43,6 +43,11 @@ struct AttentionShape {
   int64_t offset() const { return Lk - Lq; }
   /// Multiplications of one of the matrix products, masked ones included.
   int64_t work() const { return B * H * Lq * std::min(Lk, reach + Lq) * dh; }
+  /// Pairs of a query and a key that it sees.
+  int64_t pairs() const {
+    const int64_t growing = std::clamp<int64_t>(reach - offset(), 0, Lq);  // queries that see the first key
+    return B * H * (growing * (offset() + 1) + growing * (growing - 1) / 2 + (Lq - growing) * (reach + 1));
+  }
 };
 
 /// Sizes of tiles and pieces on the CPU, a function of the shape only.

@@ -161,6 +161,14 @@ TEST_CASE("ops: the GPU agrees with the CPU" * doctest::skip(cuda_device_count()
   });
 }
 
+TEST_CASE("ops: gradients on the GPU equal central differences" * doctest::skip(cuda_device_count() == 0)) {
+  for_every_sample([](const Op& op, const Sample& sample) {
+    if (!has_gradient(op)) return;
+    const Tensors inputs = make_inputs(sample, DType::f64, Device{DeviceType::cuda});
+    CHECK(gradcheck(sample.call, inputs, differentiable_inputs(sample), {.elements = 2}) == "");
+  });
+}
+
 TEST_CASE("the gradient check finds wrong gradients") {
   const auto square_with_gradient = [](double factor) {
     return [factor](const Tensors& in) {

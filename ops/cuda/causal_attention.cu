@@ -1,4 +1,5 @@
 #include "engine/cuda/reduce.cuh"
+#include "engine/flop_counter.h"
 #include "ops/cuda/attention_mma.cuh"
 
 namespace margay::kernels {
@@ -86,6 +87,7 @@ __global__ void __launch_bounds__(cuda::kThreads) forward(CausalAttentionFwd<T> 
 
 template <class T>
 void run(Cuda cuda, const CausalAttentionFwd<T>& a) {
+  FlopCounter::add(2 * 2 * a.shape.pairs() * a.shape.dh);
   if (try_tensor_cores(cuda, a)) return;
   const AttentionShape& s = a.shape;
   const int64_t tiles = (s.Lq + kTile<acc_t<T>> - 1) / kTile<acc_t<T>>, blocks = s.B * s.H * tiles;

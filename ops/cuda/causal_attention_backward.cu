@@ -1,4 +1,5 @@
 #include "engine/cuda/reduce.cuh"
+#include "engine/flop_counter.h"
 #include "ops/cuda/attention_mma.cuh"
 
 namespace margay::kernels {
@@ -152,6 +153,7 @@ __global__ void __launch_bounds__(cuda::kThreads) beta_gradient(CausalAttentionB
 template <class T>
 void run(Cuda cuda, const CausalAttentionBwd<T>& a) {
   const AttentionShape& s = a.shape;
+  FlopCounter::add(2 * 5 * s.pairs() * s.dh);
   const auto columns = static_cast<unsigned>(std::max<int64_t>(1, (s.dh + kColumns - 1) / kColumns));
   const auto tiles = [&](int64_t length) {
     return static_cast<unsigned>(s.B * s.H * ((length + kTile<acc_t<T>> - 1) / kTile<acc_t<T>>));

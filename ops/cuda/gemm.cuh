@@ -5,6 +5,7 @@
 
 #include "engine/cuda/launch.cuh"
 #include "engine/cuda/nest.cuh"
+#include "engine/flop_counter.h"
 #include "ops/cuda/cublaslt.cuh"
 #include "ops/gpu_products.h"
 
@@ -116,6 +117,11 @@ std::optional<LibraryFactor> library_factor(MatrixView<T> view, int64_t rows, in
   return std::nullopt;
 }
 
+template <class T, class Out>
+void count_flops(const Gemm<T, Out>& g) {
+  FlopCounter::add(2 * g.m * g.n * g.k * g.batch.count * g.summed.count);
+}
+
 /// Returns false where the library does not make the product.
 template <class T, class Out>
 bool by_library(Cuda context, const Gemm<T, Out>& g) {
@@ -141,6 +147,7 @@ void by_own_kernel(Cuda context, const Gemm<T, Out>& g) {
 template <class T, class Out>
 void multiply(Cuda context, const Gemm<T, Out>& g) {
   if (g.m == 0 || g.n == 0 || g.batch.count == 0) return;
+  gemm::count_flops(g);
   if (!gemm::by_library(context, g)) gemm::by_own_kernel(context, g);
 }
 
@@ -149,7 +156,9 @@ void multiply(Cuda context, const Gemm<T, Out>& g) {
 template <class T, class Out>
 void multiply_sliced(Cuda context, const Gemm<T, Out>& g, int64_t slices, acc_t<Out>* workspace) {
   if (slices <= 1) return multiply(context, g);
-  if (g.m == 0 || g.n == 0 || gemm::by_library(context, g)) return;
+  if (g.m == 0 || g.n == 0) return;
+  gemm::count_flops(g);
+  if (gemm::by_library(context, g)) return;
   Gemm<T, acc_t<Out>> parts{g.a, g.b, workspace, g.m, g.n, g.k, g.n};
   parts.slices = slices;
   parts.c_slice = g.m * g.n;

@@ -3,31 +3,16 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
-#include <limits>
 #include <nlohmann/json.hpp>
 #include <tuple>
 
 #include "engine/device.h"
 #include "engine/error.h"
-#include "ops/matmul.h"
 
 namespace margay {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-template <class Work>
-double fastest(Device device, const Work& work) {
-  double best = std::numeric_limits<double>::infinity();
-  for (int i = 0; i < 4; ++i) {  // the first touches fresh memory
-    const auto begin = std::chrono::steady_clock::now();
-    work();
-    backend(device).synchronize();
-    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
-  }
-  return best;
-}
 
 double microseconds(int64_t nanoseconds) { return static_cast<double>(nanoseconds) / 1e3; }
 double mebibytes(int64_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
@@ -48,26 +33,6 @@ std::string rate(double amount, double seconds) {
 }
 
 }  // namespace
-
-DeviceLimits measure_limits(Device device) {
-  const NoGrad no_grad;
-  constexpr int64_t kElements = int64_t{1} << 25, kSize = 2048;
-  DeviceLimits limits;
-  {
-    const Tensor from = zeros({kElements}, DType::f32, device), to = zeros({kElements}, DType::f32, device);
-    limits.bytes_per_second = 2.0 * 4 * kElements / fastest(device, [&] { to.copy_from(from); });
-  }
-  const Tensor a = full({kSize, kSize}, 1, DType::f32, device), b = full({kSize, kSize}, 1, DType::f32, device);
-  limits.flops_per_second = 2.0 * kSize * kSize * kSize / fastest(device, [&] { matmul(a, b); });
-  return limits;
-}
-
-double ProfileRow::share_of_limit(const DeviceLimits& limits) const {
-  if (seconds <= 0) return 0;
-  return std::max(static_cast<double>(bytes) / limits.bytes_per_second,
-                  static_cast<double>(flops) / limits.flops_per_second) /
-         seconds;
-}
 
 std::vector<ProfileRow> profile_rows(const std::vector<ProfileEvent>& events) {
   std::map<std::tuple<std::string_view, bool, bool>, ProfileRow> rows;
@@ -131,7 +96,8 @@ std::string to_text(const Profile& profile) {
                                  "ms a step", "share", "calls", "GB/s", "GFLOP/s", "of limit");
   for (const ProfileRow& row : rows) {
     const std::string name = row.is_op ? row.name + (row.backward ? ", backward" : "") : "(" + row.name + ", other)";
-    const double share = row.share_of_limit(profile.limits);
+    const double share =
+        profile.limits.share(static_cast<double>(row.bytes), static_cast<double>(row.flops), row.seconds);
     text += fmt::format("{:32} {:10.3f} {:5.1f} % {:9.4g} {:>8} {:>8} {:>9}\n", name, 1e3 * row.seconds / steps,
                         100 * row.seconds / seconds, static_cast<double>(row.calls) / steps,
                         rate(static_cast<double>(row.bytes), row.seconds),

@@ -6,18 +6,10 @@
 #include <vector>
 
 #include "engine/profiler.h"
+#include "tasks/train/device_limits.h"
 #include "tasks/train/trainer.h"
 
 namespace margay {
-
-/// What a device can do, as measured: the roof over every op.
-struct DeviceLimits {
-  double bytes_per_second = 0;  ///< of a large copy, reading and writing counted
-  double flops_per_second = 0;  ///< of a large product in f32
-};
-
-/// Takes some tenths of a second.
-DeviceLimits measure_limits(Device device);
 
 /// Ops of one name and direction, or the part of a phase that lies outside of ops.
 struct ProfileRow {
@@ -27,9 +19,6 @@ struct ProfileRow {
   int64_t calls = 0;
   double seconds = 0;
   int64_t bytes = 0, flops = 0;
-
-  /// The time that the device's limits allow at best, by the time taken.
-  double share_of_limit(const DeviceLimits& limits) const;
 };
 
 /// What was recorded, and on what.

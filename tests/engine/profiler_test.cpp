@@ -6,7 +6,10 @@
 #include <string>
 #include <vector>
 
+#include "engine/autograd.h"
+#include "engine/device.h"
 #include "engine/flop_counter.h"
+#include "ops/causal_attention.h"
 #include "ops/linear.h"
 #include "ops/softmax.h"
 #include "ops/view.h"
@@ -50,6 +53,23 @@ TEST_CASE("a profile holds every op, forward and backward, with its tensors' byt
     CHECK(event.begin_ns >= parent.begin_ns);
     CHECK(event.end_ns <= parent.end_ns);
   }
+}
+
+TEST_CASE("a profile of a GPU has the FLOPs of products and of attention" * doctest::skip(cuda_device_count() == 0)) {
+  const Device gpu{DeviceType::cuda};
+  const Tensor x = ones({6, 8}).to(gpu).set_requires_grad(), w = ones({4, 8}).to(gpu).set_requires_grad();
+  const Tensor q = ones({2, 3, 2, 4}).to(gpu), k = ones({2, 3, 5, 4}).to(gpu).set_requires_grad();
+  const Profiler profiler(gpu);
+  linear(x, w).backward(ones({6, 4}).to(gpu));
+  causal_attention(q, k, k, {}, {}).backward(ones({2, 3, 2, 4}).to(gpu));
+  NoGrad no_grad;
+  causal_attention(q, k, k, {}, {.window = 3});
+  CHECK(find(profiler, "linear", false).flops == 2 * 6 * 4 * 8);
+  CHECK(find(profiler, "linear", true).flops == 2 * 2 * 6 * 4 * 8);
+  const int64_t product = 2 * (2 * 3) * (4 + 5) * 4;  // two queries see four and five keys
+  CHECK(find(profiler, "causal_attention", false).flops == 2 * product);
+  CHECK(find(profiler, "causal_attention", true).flops == 5 * product);
+  CHECK(profiler.events().back().flops == 2 * 2 * (2 * 3) * (4 + 4) * 4);
 }
 
 TEST_CASE("views move no bytes") {

@@ -37,7 +37,8 @@ std::string gradcheck(const std::function<Tensors(const Tensors&)>& call, const 
   Tensors cotangents;
   for (size_t k = 0; k < outputs.size(); ++k) {
     const bool has_gradient = outputs[k].defined() && outputs[k].requires_grad();
-    cotangents.push_back(has_gradient ? random_uniform(outputs[k].shape(), 1000 + k) : Tensor());
+    cotangents.push_back(has_gradient ? random_uniform(outputs[k].shape(), 1000 + k).to(outputs[k].device())
+                                      : Tensor());
     if (has_gradient) outputs[k].backward(cotangents.back(), true);
   }
   const NoGrad no_grad;
@@ -54,8 +55,7 @@ std::string gradcheck(const std::function<Tensors(const Tensors&)>& call, const 
       arguments[i] = from_values(changed, inputs[i].shape(), inputs[i].device());
       return inner_product(call(arguments), cotangents);
     };
-    // Long inputs are checked at evenly spread elements: enough to meet every piece a kernel cuts its work into.
-    const size_t stride = std::max<size_t>(1, values.size() / 400);
+    const size_t stride = std::max<size_t>(1, values.size() / options.elements);
     for (size_t element = 0; element < values.size(); element += stride) {
       const double step = options.step * std::max(1.0, std::abs(values[element]));
       const double numeric =

@@ -9,6 +9,7 @@ namespace margay::test {
 struct GradcheckOptions {
   double step = 1e-6;
   double absolute = 1e-7, relative = 1e-5;
+  size_t elements = 400;  ///< of an input: of longer ones evenly spread elements are checked, twice as many at most
 };
 
 /// Compares the gradients of `call` at f64 `inputs` with central differences, for every float input marked in

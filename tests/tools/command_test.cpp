@@ -392,6 +392,8 @@ TEST_CASE("command: graph, bench and info print what they are asked for") {
   CHECK(rows[0]["tokens_per_second"] > 0);
   CHECK(rows[0]["peak_rss_bytes"] > 1'000'000);
   for (const Json& row : rows) CHECK(row["median_ms"] >= row["min_ms"]);
+  CHECK_FALSE(rows[0].contains("of_limit"));
+  CHECK(rows[1]["of_limit"] > 0);
   const std::string names = test::run_margay({"bench", "--list"}).out;
   for (const char* row : {"train/attention-L64", "train/attention-L256", "train/attention-L512", "train/cat-L64",
                           "train/cat-L256", "train/cat-L512"}) {

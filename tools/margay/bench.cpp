@@ -3,13 +3,14 @@
 #include <algorithm>
 #include <chrono>
 #include <nlohmann/json.hpp>
-#include <numeric>
+#include <optional>
 
 #include "engine/device.h"
 #include "engine/error.h"
 #include "engine/names.h"
 #include "engine/parallel.h"
 #include "ops/precision.h"
+#include "tasks/train/device_limits.h"
 #include "tasks/train/process_memory.h"
 #include "tools/margay/bench_rows.h"
 #include "tools/margay/terminal.h"
@@ -28,6 +29,24 @@ struct Result {
   const BenchRow* row;
   double median_ms, min_ms;
   int64_t steps, peak_rss_bytes;
+  double of_limit;  // the time that the device's limits allow at best, by the median; 0 where nothing is counted
+};
+
+/// What the device can do, measured when a row asks for it first.
+class Limits {
+ public:
+  explicit Limits(Device device) : device_(device) {}
+
+  double share(const BenchRow& row, double seconds) {
+    if (row.flops == 0 && row.bytes == 0) return 0;
+    std::optional<DeviceLimits>& limits = row.needs_bf16 ? bf16_ : f32_;
+    if (!limits) limits = measure_limits(device_, row.needs_bf16 ? Precision::bf16 : Precision::f32);
+    return limits->share(row.bytes, row.flops, seconds);
+  }
+
+ private:
+  Device device_;
+  std::optional<DeviceLimits> f32_, bf16_;
 };
 
 double median(std::vector<double> values) {
@@ -37,7 +56,7 @@ double median(std::vector<double> values) {
 }
 
 /// Times the row once it runs steadily, in a process whose memory is that of this row as far as the system can tell.
-Result measure(const BenchRow& row, const Timing& timing, Device device) {
+Result measure(const BenchRow& row, const Timing& timing, Device device, Limits& limits) {
   using Clock = std::chrono::steady_clock;
   backend(device).allocator().release_unused();
   reset_peak_rss();
@@ -51,8 +70,14 @@ Result measure(const BenchRow& row, const Timing& timing, Device device) {
     milliseconds.push_back(std::chrono::duration<double, std::milli>(Clock::now() - begin).count());
     total += milliseconds.back();
   }
-  return {&row, median(milliseconds), *std::min_element(milliseconds.begin(), milliseconds.end()),
-          static_cast<int64_t>(milliseconds.size()), peak_rss_bytes()};
+  const int64_t peak = peak_rss_bytes();
+  const double middle = median(milliseconds);
+  return {&row,
+          middle,
+          *std::min_element(milliseconds.begin(), milliseconds.end()),
+          static_cast<int64_t>(milliseconds.size()),
+          peak,
+          limits.share(row, middle / 1000)};
 }
 
 /// Rows called as wanted, or below it: "train" stands for all training rows. All but the large ones where nothing is
@@ -86,6 +111,7 @@ nlohmann::ordered_json as_json(const Result& result) {
   if (result.row->tokens > 0) json["tokens_per_second"] = per_second(static_cast<double>(result.row->tokens), result);
   if (result.row->flops > 0) json["gflops"] = per_second(result.row->flops, result) / 1e9;
   if (result.row->bytes > 0) json["gigabytes_per_second"] = per_second(result.row->bytes, result) / 1e9;
+  if (result.of_limit > 0) json["of_limit"] = result.of_limit;
   return json;
 }
 
@@ -96,8 +122,9 @@ std::string as_line(const Result& result) {
                                             : "";
   const std::string tokens =
       row.tokens > 0 ? short_count(per_second(static_cast<double>(row.tokens), result)) + " tokens/s" : "";
-  return fmt::format("{:40} {:9.3f} {:9.3f}  {:>10}  {:12} {}\n", row.name, result.median_ms, result.min_ms,
-                     short_bytes(static_cast<double>(result.peak_rss_bytes)), speed, tokens);
+  const std::string share = result.of_limit > 0 ? fmt::format("{:.0f} %", 100 * result.of_limit) : "";
+  return fmt::format("{:44} {:9.3f} {:9.3f}  {:>10}  {:12} {:>8}  {}\n", row.name, result.median_ms, result.min_ms,
+                     short_bytes(static_cast<double>(result.peak_rss_bytes)), speed, share, tokens);
 }
 
 int run(const Arguments& arguments) {
@@ -108,7 +135,10 @@ int run(const Arguments& arguments) {
   CommandLine line(
       "bench",
       "Times training steps, mixers and single ops: median and fastest, in milliseconds, after a warm-up. Peak memory\n"
-      "is the process's; for exact figures give each row a process of its own.");
+      "is the process's; for exact figures give each row a process of its own. \"of limit\": the least time that the\n"
+      "row's bytes take at the speed of a large copy, and its products at that of a large product, both measured "
+      "here,\n"
+      "by the median. Data that stays in a cache can exceed it.");
   line.arguments("NAME", names, "rows, or the start of their names up to a slash; all without");
   line.flag("--json", json, "print a JSON list of objects");
   line.flag("--list", list, "print the names of all rows and time nothing");
@@ -126,10 +156,11 @@ int run(const Arguments& arguments) {
     for (BenchRow& row : more()) rows.push_back(std::move(row));
   }
   const std::vector<const BenchRow*> chosen = selected(rows, names);
+  Limits limits(device);
   auto results = nlohmann::ordered_json::array();
   if (!json && !list) {
-    print_out(
-        fmt::format("{:40} {:>9} {:>9}  {:>10}   threads: {}\n", "", "median ms", "min ms", "peak RSS", num_threads()));
+    print_out(fmt::format("{:44} {:>9} {:>9}  {:>10}  {:12} {:>8}  threads: {}\n", "", "median ms", "min ms",
+                          "peak RSS", "", "of limit", num_threads()));
   }
   for (const BenchRow* row : chosen) {
     if (list) {
@@ -140,7 +171,7 @@ int run(const Arguments& arguments) {
       print_error(fmt::format("{} is left out: this CPU has no instructions for products of bf16", row->name));
       continue;
     }
-    const Result result = measure(*row, timing, device);
+    const Result result = measure(*row, timing, device, limits);
     if (json) {
       results.push_back(as_json(result));
     } else {

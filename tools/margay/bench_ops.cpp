@@ -22,6 +22,7 @@ constexpr int64_t kWide = 256;
 std::vector<OpCase> op_cases() {
   constexpr double tokens = kTokens, d = kWidth, wide = kWide, vocabulary = kVocabulary;
   constexpr int64_t labels = kBatch * 16, cube = 1024;
+  constexpr double pass = sizeof(float) * tokens * d;  // bytes of [B,L,d]
   return {
       {"matmul-1024", 0, 2.0 * cube * cube * cube,
        [](Device on) {
@@ -38,26 +39,41 @@ std::vector<OpCase> op_cases() {
          return Tensors{normal({kTokens, kWide}, on), normal({4 * kWide, kWide}, on), normal({4 * kWide}, on)};
        },
        [](const Tensors& in) { return linear(in[0], in[1], in[2]); }, true},
-      {"layer_norm", kTokens, 0,
-       [](Device on) {
-         return Tensors{normal({kTokens, kWidth}, on), normal({kWidth}, on), normal({kWidth}, on)};
-       },
-       [](const Tensors& in) { return layer_norm(in[0], in[1], in[2]); }},
-      {"softmax-256", 0, 0,
-       [](Device on) {
-         return Tensors{normal({kTokens, 256}, on)};
-       },
-       [](const Tensors& in) { return softmax(in[0]); }},
-      {"conv1d_causal-W4", kTokens, 2 * tokens * 3 * d * 4,
-       [](Device on) {
-         return Tensors{normal({kBatch, kLength, 3 * kWidth}, on), normal({3 * kWidth, 4}, on)};
-       },
-       [](const Tensors& in) { return conv1d_causal(in[0], in[1]); }},
-      {"fft_conv-L512", kBatch * kLong, 0,
-       [](Device on) {
-         return Tensors{normal({kBatch, kLong, kWidth}, on), normal({kWidth, kLong}, on), normal({kWidth}, on)};
-       },
-       [](const Tensors& in) { return fft_conv(in[0], in[1], in[2]); }},
+      {.name = "layer_norm",
+       .tokens = kTokens,
+       .inputs =
+           [](Device on) {
+             return Tensors{normal({kTokens, kWidth}, on), normal({kWidth}, on), normal({kWidth}, on)};
+           },
+       .call = [](const Tensors& in) { return layer_norm(in[0], in[1], in[2]); },
+       .bytes = 2 * pass,
+       .backward_bytes = 3 * pass},
+      {.name = "softmax-256",
+       .inputs =
+           [](Device on) {
+             return Tensors{normal({kTokens, 256}, on)};
+           },
+       .call = [](const Tensors& in) { return softmax(in[0]); },
+       .bytes = 2 * 4 * pass,
+       .backward_bytes = 3 * 4 * pass},
+      {.name = "conv1d_causal-W4",
+       .tokens = kTokens,
+       .inputs =
+           [](Device on) {
+             return Tensors{normal({kBatch, kLength, 3 * kWidth}, on), normal({3 * kWidth, 4}, on)};
+           },
+       .call = [](const Tensors& in) { return conv1d_causal(in[0], in[1]); },
+       .bytes = 2 * 3 * pass,
+       .backward_bytes = 3 * 3 * pass},
+      {.name = "fft_conv-L512",
+       .tokens = kBatch * kLong,
+       .inputs =
+           [](Device on) {
+             return Tensors{normal({kBatch, kLong, kWidth}, on), normal({kWidth, kLong}, on), normal({kWidth}, on)};
+           },
+       .call = [](const Tensors& in) { return fft_conv(in[0], in[1], in[2]); },
+       .bytes = 2 * 2 * pass,
+       .backward_bytes = 3 * 2 * pass},
       {"vandermonde-L512", 0, 0,
        [](Device on) {
          return Tensors{normal({kWidth}, on), normal({kWidth, 32, 2}, on), normal({kWidth, 32}, on),
@@ -82,11 +98,15 @@ std::vector<OpCase> op_cases() {
        [](const Tensors& in) {
          return linear_attention(in[0], in[1], in[2], {FeatureMap::elu1, true, 1e-6});
        }},
-      {"embedding", kTokens, 0,
-       [](Device on) {
-         return Tensors{normal({kVocabulary, kWidth}, on), random_ids(kTokens, kVocabulary, on)};
-       },
-       [](const Tensors& in) { return embedding(in[0], in[1]); }},
+      {.name = "embedding",
+       .tokens = kTokens,
+       .inputs =
+           [](Device on) {
+             return Tensors{normal({kVocabulary, kWidth}, on), random_ids(kTokens, kVocabulary, on)};
+           },
+       .call = [](const Tensors& in) { return embedding(in[0], in[1]); },
+       .bytes = 2 * pass,
+       .backward_bytes = pass + sizeof(float) * vocabulary * d},
       {"linear_cross_entropy", 0, 2.0 * labels * d * vocabulary,
        [](Device on) {
          return Tensors{normal({labels, kWidth}, on), normal({kVocabulary, kWidth}, on),

@@ -63,12 +63,13 @@ TEST_CASE("rows of a profile share out all of its time") {
   CHECK(row(rows, "backward", true).seconds == doctest::Approx(0.010));
   CHECK(row(rows, "step", false).seconds == doctest::Approx(0.030));
   CHECK(rows.front().name == "linear");
-  const DeviceLimits limits{.bytes_per_second = 1e9, .flops_per_second = 1e5};
-  CHECK(row(rows, "linear", false).share_of_limit(limits) == doctest::Approx(0.5));
-  CHECK(row(rows, "step", false).share_of_limit(limits) == 0);
 }
 
 TEST_CASE("the limits of a device are measured, and plausible") {
+  const DeviceLimits known{.bytes_per_second = 1e9, .flops_per_second = 1e5};
+  CHECK(known.share(1e6, 2000, 0.040) == doctest::Approx(0.5));
+  CHECK(known.share(3e7, 2000, 0.040) == doctest::Approx(0.75));
+  CHECK(known.share(1e6, 2000, 0) == 0);
   const DeviceLimits limits = measure_limits({});
   CHECK(limits.bytes_per_second > 1e8);
   CHECK(limits.bytes_per_second < 1e13);
