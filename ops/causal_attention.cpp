@@ -47,6 +47,8 @@ Samples samples() {
       SampleCase{"queries after cached keys", 2, 2, 5, 70, 3},
       SampleCase{"queries after cached keys, window, beta", 1, 2, 20, 70, 2, 33, 0, true},
       SampleCase{"one query, many keys", 1, 1, 1, 4100, 1},
+      SampleCase{"three queries, many keys, window, dropout, beta", 2, 2, 3, 700, 3, 600, 0.2, true},
+      SampleCase{"two queries, wide heads", 1, 1, 2, 20, 300},
       SampleCase{"dropout", 2, 2, 7, 9, 3, 0, 0.3},
       SampleCase{"dropout, window, beta, several tiles", 1, 1, 70, 70, 2, 66, 0.2, true},
       SampleCase{"no tokens", 2, 2, 0, 0, 4},
@@ -110,7 +112,7 @@ Tensor causal_attention(const Tensor& q, const Tensor& k, const Tensor& v, const
     a.y = y.strided<T>().data;
     a.y_strides = head_strides(y);
     a.lse = lse.defined() ? lse.data<acc_t<T>>() : nullptr;
-    workspace = empty({a.workspace_size()}, sums, q.device());
+    workspace = empty({a.workspace_size(q.device().type)}, sums, q.device());
     a.workspace = workspace.data<acc_t<T>>();
   });
   return op.record(

@@ -50,6 +50,21 @@ struct AttentionShape {
   }
 };
 
+/// How a GPU cuts the keys of single queries, so that few of them occupy it: a part leaves its sums, their maximum and
+/// their total, dh + 2 elements of memory.
+struct KeyParts {
+  static constexpr int64_t kMostQueries = 4;  // of a head; more are worked on in tiles
+  static constexpr int64_t kMostHead = 2048;  // elements of a head
+  int64_t units, count = 1;
+
+  /// `units`: queries times heads; they see `keys` keys at most.
+  KeyParts(int64_t units, int64_t keys) : units(units) {
+    constexpr int64_t enough_blocks = 512, fewest_keys = 256, most = 256;
+    count = std::clamp<int64_t>(std::min(enough_blocks / std::max<int64_t>(1, units), keys / fewest_keys), 1, most);
+  }
+  int64_t memory_size(int64_t dh) const { return count > 1 ? units * count * (dh + 2) : 0; }
+};
+
 /// Sizes of tiles and pieces on the CPU, a function of the shape only.
 template <class T>
 struct AttentionTiling {
@@ -91,7 +106,11 @@ struct CausalAttentionFwd {
   /// Of a unit, if there are several parts: results, and maximum and sum of each row.
   int64_t partial_size() const { return (shape.dh + 2) * Tiling::kQueries; }
   int64_t partials_begin() const { return Tiling::pieces(units()) * scratch_size(); }
-  int64_t workspace_size() const { return partials_begin() + (parts() > 1 ? units() * partial_size() : 0); }
+  KeyParts key_parts() const { return {shape.B * shape.H * shape.Lq, std::min(shape.Lk, shape.reach + 1)}; }
+  int64_t workspace_size(DeviceType device) const {
+    if (device == DeviceType::cuda) return key_parts().memory_size(shape.dh);
+    return partials_begin() + (parts() > 1 ? units() * partial_size() : 0);
+  }
 };
 
 template <class T>

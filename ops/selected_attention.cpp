@@ -41,6 +41,7 @@ Samples samples() {
       SampleCase{"rows that come again", 2, 1, 3, 4, 9},
       SampleCase{"several tiles of keys", 1, 2, 150, 3, 5},
       SampleCase{"several tiles of queries", 1, 1, 20, 2, 70},
+      SampleCase{"many keys", 1, 1, 600, 2, 3},
       SampleCase{"window, beta", 1, 2, 90, 2, 9, 20, 0, true},
       SampleCase{"window of two keys", 2, 1, 35, 2, 40, 1},
       SampleCase{"wide heads", 1, 1, 9, 81, 4},

@@ -50,8 +50,10 @@ struct SelectedAttentionFwd : SelectedAttentionCall<T> {
   int64_t scratch_size() const {
     return 2 * this->shape.dh * Tiling::kQueries + Tiling::kTile * (this->dropout.rate > 0 ? 3 : 1);
   }
+  KeyParts key_parts() const { return {this->R * this->shape.H, std::min(this->shape.Lk, this->shape.reach + 1)}; }
   int64_t workspace_size(DeviceType device) const {
-    return device == DeviceType::cpu ? this->pieces() * scratch_size() : 0;
+    if (device == DeviceType::cuda) return key_parts().memory_size(this->shape.dh);
+    return this->pieces() * scratch_size();
   }
 };
 

@@ -55,10 +55,13 @@ template <class A, class T>
 __device__ void product(Shared<A>& shared, Rows<const T> a, int64_t a_first, int64_t a_end, Rows<const T> b,
                         int64_t b_first, int64_t b_end, int64_t dh, A (&out)[kRows<A>][kRows<A>]) {
   const int x = threadIdx.x % kSide, y = threadIdx.x / kSide;
+#pragma unroll
   for (int r = 0; r < kRows<A>; ++r)
+#pragma unroll
     for (int c = 0; c < kRows<A>; ++c) out[r][c] = 0;
   for (int64_t d = 0; d < dh; d += kDepth) {
     __syncthreads();  // who reads the memory is done
+#pragma unroll
     for (int r = 0; r < kRows<A>; ++r) {
       const int row = y + kSide * r;
       const bool inside = d + x < dh;
@@ -68,9 +71,13 @@ __device__ void product(Shared<A>& shared, Rows<const T> a, int64_t a_first, int
     __syncthreads();
     for (int depth = 0; depth < kDepth; ++depth) {
       A left[kRows<A>], right[kRows<A>];
+#pragma unroll
       for (int r = 0; r < kRows<A>; ++r) left[r] = shared.factors[0][depth][y + kSide * r];
+#pragma unroll
       for (int c = 0; c < kRows<A>; ++c) right[c] = shared.factors[1][depth][x + kSide * c];
+#pragma unroll
       for (int r = 0; r < kRows<A>; ++r)
+#pragma unroll
         for (int c = 0; c < kRows<A>; ++c) out[r][c] += left[r] * right[c];
     }
   }
@@ -92,6 +99,7 @@ __device__ void gather(Shared<A>& shared, const Band& band, Rows<const T> from, 
   const bool whole = band.whole(kTile<A>);
   for (int begin = 0; begin < kTile<A>; begin += kDepth) {
     __syncthreads();  // the weights are written, and who reads the rows is done
+#pragma unroll
     for (int c = 0; c < kColumnsPerThread; ++c) {
       const int64_t at = column + x + kSide * c;
       shared.rows[y][x + kSide * c] = first + begin + y < end && at < dh ? A(from[first + begin + y][at]) : A(0);
@@ -99,11 +107,14 @@ __device__ void gather(Shared<A>& shared, const Band& band, Rows<const T> from, 
     __syncthreads();
     for (int depth = 0; depth < kDepth; ++depth) {
       A row[kColumnsPerThread];
+#pragma unroll
       for (int c = 0; c < kColumnsPerThread; ++c) row[c] = shared.rows[depth][x + kSide * c];
+#pragma unroll
       for (int r = 0; r < kRows<A>; ++r) {
         const int own = y + kSide * r, other = begin + depth;
         if (!whole && !(by_key ? band.holds(other, own) : band.holds(own, other))) continue;
         const A weight = by_key ? shared.weights[other][own] : shared.weights[own][other];
+#pragma unroll
         for (int c = 0; c < kColumnsPerThread; ++c) sum[r][c] += weight * row[c];
       }
     }
@@ -115,9 +126,11 @@ template <class A, class T, class Factor>
 __device__ void store(Rows<T> to, int64_t first, int64_t end, int64_t column, int64_t dh,
                       const A (&sum)[kRows<A>][kColumnsPerThread], const Factor& factor) {
   const int x = threadIdx.x % kSide, y = threadIdx.x / kSide;
+#pragma unroll
   for (int r = 0; r < kRows<A>; ++r) {
     const int64_t row = first + y + kSide * r;
     if (row >= end) continue;
+#pragma unroll
     for (int c = 0; c < kColumnsPerThread; ++c)
       if (column + x + kSide * c < dh) to[row][column + x + kSide * c] = T(sum[r][c] * factor(r));
   }
@@ -135,6 +148,14 @@ struct Thinning {
     if (rate <= 0) return A(1);
     const int64_t element = (row * s.Lq + query) * s.Lk + key;
     return mask.keeps_element(static_cast<uint64_t>(element)) ? A(1 / (1 - rate)) : A(0);
+  }
+};
+
+/// The larger number; a NaN is none.
+struct Maximum {
+  template <class A>
+  __device__ static A combine(A a, A b) {
+    return b > a ? b : a;
   }
 };
 

@@ -54,11 +54,13 @@ struct Pairs {
     const int x = threadIdx.x % kSide, y = threadIdx.x / kSide;
     product(shared, head.q, query, s.Lq, head.k, key, s.Lk, s.dh, weights);
     product(shared, head.dy, query, s.Lq, head.v, key, s.Lk, s.dh, dscores);
+#pragma unroll
     for (int r = 0; r < kRows<A>; ++r) {
       const int64_t i = query + y + kSide * r, position = s.Lk - s.Lq + i;
       const bool exists = i < s.Lq;
       const A shift = exists ? a.lse[row * s.Lq + i] : A(0), mean = exists ? a.workspace[row * s.Lq + i] : A(0);
       products[r] = 0;
+#pragma unroll
       for (int c = 0; c < kRows<A>; ++c) {
         const int64_t j = key + x + kSide * c;
         const bool sees = exists && j <= position && j >= position - s.reach;
@@ -77,13 +79,15 @@ template <class A>
 __device__ void share(Shared<A>& shared, const A (&values)[kRows<A>][kRows<A>]) {
   const int x = threadIdx.x % kSide, y = threadIdx.x / kSide;
   __syncthreads();  // who reads the weights before these is done
+#pragma unroll
   for (int r = 0; r < kRows<A>; ++r)
+#pragma unroll
     for (int c = 0; c < kRows<A>; ++c) shared.weights[y + kSide * r][x + kSide * c] = values[r][c];
 }
 
 // dq, and what each query adds to dscale (behind the deltas): a block per tile of queries and kColumns elements.
 template <class T>
-__global__ void __launch_bounds__(cuda::kThreads) query_gradient(CausalAttentionBwd<T> a) {
+__global__ void __launch_bounds__(cuda::kThreads, 2) query_gradient(CausalAttentionBwd<T> a) {
   using A = acc_t<T>;
   __shared__ Shared<A> shared;
   const AttentionShape& s = a.shape;
@@ -98,11 +102,13 @@ __global__ void __launch_bounds__(cuda::kThreads) query_gradient(CausalAttention
     share(shared, pairs.dscores);
     const Band band{offset + at.first - key - s.reach, offset + at.first - key};
     gather<false>(shared, band, head.k, key, offset + end, at.column, s.dh, sum);
+#pragma unroll
     for (int r = 0; r < kRows<A>; ++r) dscale[r] += reduce_side<cuda::Sum>(pairs.products[r]);
   }
   store(head_rows(a.dq, a.dq_strides, at.batch, at.head), at.first, end, at.column, s.dh, sum,
         [&](int) { return scale; });
   if (!a.dbeta || blockIdx.y > 0 || threadIdx.x % kSide > 0) return;
+#pragma unroll
   for (int r = 0; r < kRows<A>; ++r) {
     const int64_t query = at.first + threadIdx.x / kSide + kSide * r;
     if (query < end) a.workspace[(s.B * s.H + at.row) * s.Lq + query] = dscale[r];
@@ -111,7 +117,7 @@ __global__ void __launch_bounds__(cuda::kThreads) query_gradient(CausalAttention
 
 // dk and dv: a block per tile of keys and kColumns elements, over the tiles of queries that see them.
 template <class T>
-__global__ void __launch_bounds__(cuda::kThreads) key_gradients(CausalAttentionBwd<T> a) {
+__global__ void __launch_bounds__(cuda::kThreads, 2) key_gradients(CausalAttentionBwd<T> a) {
   using A = acc_t<T>;
   __shared__ Shared<A> shared;
   const AttentionShape& s = a.shape;

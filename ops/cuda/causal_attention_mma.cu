@@ -6,10 +6,6 @@ namespace {
 
 constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
 
-struct Maximum {
-  __device__ static float combine(float a, float b) { return b > a ? b : a; }
-};
-
 /// Of a lane's two rows, over the keys seen so far: the maximum of the scores to the base of 2, and the lane's share of
 /// the sum of 2^(score - maximum).
 struct RunningSoftmax {

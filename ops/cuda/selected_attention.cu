@@ -1,3 +1,7 @@
+#include <fmt/format.h>
+
+#include "engine/error.h"
+#include "ops/cuda/few_queries.cuh"
 #include "ops/cuda/warp_row.cuh"
 #include "ops/dropout.h"
 #include "ops/selected_attention.h"
@@ -36,33 +40,29 @@ __device__ T* row_of(T* data, const HeadStrides& strides, int64_t batch, int64_t
   return data + batch * strides.batch + head * strides.head + row * strides.row;
 }
 
-// A warp per selected query and head.
-template <class T, int R>
-__global__ void __launch_bounds__(cuda::kThreads) forward(SelectedAttentionFwd<T> a) {
-  using A = acc_t<T>;
-  const AttentionShape& s = a.shape;
-  for (int64_t index = cuda::WarpTeam::first(); index < a.R * s.H; index += cuda::WarpTeam::step()) {
-    const int32_t row = a.rows[index / s.H];
-    WarpRow<A, R> sum;
-    if (row >= 0) {
-      const Query<T> query(a, row, index % s.H);
-      const WarpRow<A, R> q(row_of(a.q, a.q_strides, query.batch, query.head, query.position), s.dh);
-      A maximum = std::numeric_limits<A>::lowest(), total(0);
-      for (int64_t j = query.keys_begin(); j <= query.position; ++j) {
-        const WarpRow<A, R> k(row_of(a.k, a.k_strides, query.batch, query.head, j), s.dh);
-        const A score = query.scale * q.dot(k), top = score > maximum ? score : maximum;
-        const A keep = std::exp(maximum - top), weight = std::exp(score - top);
-        maximum = top;
-        total = total * keep + weight;
-        sum.scale(keep);
-        sum.add(weight * query.factor(j), {row_of(a.v, a.v_strides, query.batch, query.head, j), s.dh});
-      }
-      sum.scale(1 / total);
-      if (a.lse && cuda::WarpTeam::rank() == 0) a.lse[index] = maximum + std::log(total);
-    }
-    sum.store(a.y + index * s.dh, s.dh);
+// A selected query of a head; a row of -1 sees no key.
+template <class T>
+struct SelectedQueries {
+  SelectedAttentionFwd<T> a;
+
+  __device__ attention::QueryTask<T> task(int64_t unit) const {
+    const int32_t row = a.rows[unit / a.shape.H];
+    attention::QueryTask<T> none{.y = a.y + unit * a.shape.dh};
+    if (row < 0) return none;
+    const Query<T> own(a, row, unit % a.shape.H);
+    return {row_of(a.q, a.q_strides, own.batch, own.head, own.position),
+            attention::head_rows(a.k, a.k_strides, own.batch, own.head),
+            attention::head_rows(a.v, a.v_strides, own.batch, own.head),
+            own.keys_begin(),
+            own.position + 1,
+            own.scale,
+            none.y,
+            a.lse ? a.lse + unit : nullptr};
   }
-}
+  __device__ acc_t<T> factor(int64_t unit, int64_t key) const {
+    return Query<T>(a, a.rows[unit / a.shape.H], unit % a.shape.H).factor(key);
+  }
+};
 
 /// What the pass over queries leaves in the workspace: dq [R,H,dh], then delta = dy . y and dbeta, [R,H] each.
 template <class T>
@@ -147,8 +147,10 @@ __global__ void __launch_bounds__(cuda::kThreads) sum_dbeta(SelectedAttentionBwd
 
 template <class T>
 void run(Cuda cuda, const SelectedAttentionFwd<T>& a) {
-  with_warp_rows("selected_attention", a.shape.dh,
-                 [&]<int R>() { cuda::launch_elements(cuda, a.R * a.shape.H * cuda::kWarp, forward<T, R>, a); });
+  if (a.shape.dh > KeyParts::kMostHead)
+    throw DeviceError(
+        fmt::format("the CUDA kernels of selected_attention take heads of size {} at most", KeyParts::kMostHead));
+  attention::attend<T>(cuda, SelectedQueries<T>{a}, a.key_parts(), a.shape.dh, a.workspace);
 }
 
 template <class T>
