@@ -152,9 +152,9 @@ Tensors selective_scan(const SelectiveScan& in) {
   const Tensor y = empty(in.u.shape(), dtype, device);
   const Tensor final = empty({shape.batch, shape.channels, shape.states}, dtype, device);
   Tensor checkpoints, workspace;
-  if (Graph::recording(inputs)) checkpoints = empty({shape.checkpoints_size()}, sums, device);
+  if (Graph::recording(inputs)) checkpoints = empty({shape.checkpoints_size(device.type)}, sums, device);
   op.launch<kernels::SelectiveScanFwd>(y, [&]<class T>(kernels::SelectiveScanFwd<T>& a) {
-    workspace = empty({a.workspace_size(shape)}, sums, device);
+    workspace = empty({a.workspace_size(shape, device.type)}, sums, device);
     a = {.in = call.inputs<T>(),
          .y = y.data<T>(),
          .final = final.data<T>(),
