@@ -12,7 +12,7 @@ struct Stretches {
   int64_t tokens, count;  ///< of all but the last; at least one, also of no tokens
 
   static constexpr int64_t kEnough = int64_t{1} << 15, kWanted = int64_t{1} << 16;  // threads
-  static constexpr int64_t kLeast = 64, kMultiple = 32;                              // tokens
+  static constexpr int64_t kLeast = 64, kMultiple = 32;                             // tokens
   /// `threads`: of one stretch of all sequences.
   static Stretches of(int64_t length, int64_t threads) {
     const auto quotient = [](int64_t a, int64_t b) { return (a + b - 1) / b; };

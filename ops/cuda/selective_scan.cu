@@ -6,6 +6,7 @@ namespace {
 using namespace scan;  // NOLINT: this file is the forward half of it
 
 constexpr int kChannels = 32;  // of a block
+constexpr int kChunk = ScanShape::kGpuChunk;
 
 template <class A>
 struct Memory {
@@ -14,8 +15,8 @@ struct Memory {
   A sums[kTileTokens<A>][kChannels];  // outputs between two groups of states
 };
 
-/// One tile of one group of states: what it says is in `m`, the states in registers.
-template <class T>
+/// One tile of one group of states, which has been put into `m`. `only_group`: there is no other.
+template <class T, bool only_group>
 struct Advance {
   using A = acc_t<T>;
   const SelectiveScanFwd<T>& a;
@@ -23,35 +24,39 @@ struct Advance {
   Memory<A>& m;
   int64_t token, group;
   int tokens, buffer;
-  bool first_group, last_group;
+  bool first_group, last_group;  // not read if it is the only one
 
   __device__ void operator()(A (&h)[kOwn], const A (&rate)[kOwn], A skip) const {
     const auto& tile = m.tiles[buffer];
-#pragma unroll 2
-    for (int t = 0; t < tokens; t += kLanes) {
-      if (a.checkpoints && t % ScanShape::kGpuChunk == 0) save(token + t, h);
-      A y[kLanes];
+    const ScanShape& s = a.in.shape;
+    T* y_row = a.y + (p.batch * s.length + token + p.lane) * s.channels + p.channel;
+    for (int chunk = 0; chunk < tokens; chunk += kChunk) {
+      if (a.checkpoints) save(token + chunk, h);
 #pragma unroll
-      for (int j = 0; j < kLanes; ++j) {
-        const Two<A> step = tile.steps[t + j][p.local];
-        const Own<A> B = tile.B[t + j][p.lane], C = tile.C[t + j][p.lane];
-        const A input = step.first * step.second;
-        y[j] = 0;
+      for (int quad = 0; quad < kChunk; quad += kLanes, y_row += kLanes * s.channels) {
+        const int t = chunk + quad;
+        A y[kLanes];
 #pragma unroll
-        for (int i = 0; i < kOwn; ++i) {
-          h[i] = power_of_two(step.first * rate[i]) * h[i] + input * B.x[i];
-          y[j] += h[i] * C.x[i];
+        for (int j = 0; j < kLanes; ++j) {
+          const Two<A> step = tile.steps[t + j][p.local];
+          const Own<A> B = tile.B[t + j][p.lane], C = tile.C[t + j][p.lane];
+          const A input = step.first * step.second;
+          y[j] = 0;
+#pragma unroll
+          for (int i = 0; i < kOwn; ++i) {
+            h[i] = fast::exp2(step.first * rate[i]) * h[i] + input * B.x[i];
+            y[j] += h[i] * C.x[i];
+          }
         }
+        write(t + p.lane, sum_lanes(y), skip, y_row);
       }
-      write(t + p.lane, sum_lanes(y), skip);
     }
   }
 
  private:
   __device__ void save(int64_t t, const A (&h)[kOwn]) const {
     const ScanShape& s = a.in.shape;
-    const int64_t chunks = (s.length + s.kGpuChunk - 1) / s.kGpuChunk;
-    const int64_t row = (p.batch * chunks + t / s.kGpuChunk) * s.states;
+    const int64_t chunks = (s.length + kChunk - 1) / kChunk, row = (p.batch * chunks + t / kChunk) * s.states;
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
       const int64_t n = p.state(group, i);
@@ -59,20 +64,24 @@ struct Advance {
     }
   }
   /// `y` is the sum over the group.
-  __device__ void write(int t, A y, A skip) const {
-    const ScanShape& s = a.in.shape;
-    y += first_group ? skip * m.tiles[buffer].steps[t][p.local].second : m.sums[t][p.local];
-    if (!last_group) {
-      m.sums[t][p.local] = y;
-    } else if (t < tokens && p.exists) {
-      if (a.in.z.data) y *= m.gates[buffer][t][p.local];
-      a.y[(p.batch * s.length + token + t) * s.channels + p.channel] = T(y);
+  __device__ void write(int t, A y, A skip, T* to) const {
+    const A input = m.tiles[buffer].steps[t][p.local].second;
+    if constexpr (only_group) {
+      y += skip * input;
+    } else {
+      y += first_group ? skip * input : m.sums[t][p.local];
+      if (!last_group) {
+        m.sums[t][p.local] = y;
+        return;
+      }
     }
+    if (a.in.z.data) y *= m.gates[buffer][t][p.local];
+    if (t < tokens && p.exists) *to = T(y);
   }
 };
 
 // workspace: the states of every stretch, [stretches, B, E, N].
-template <class T>
+template <class T, bool only_group>
 __global__ void __launch_bounds__(kChannels* kLanes) forward(SelectiveScanFwd<T> a, Stretches stretches) {
   using A = acc_t<T>;
   constexpr int kTokens = kTileTokens<A>;
@@ -88,22 +97,23 @@ __global__ void __launch_bounds__(kChannels* kLanes) forward(SelectiveScanFwd<T>
     const int buffer = step % 2;
     loader.store(m.tiles[buffer], [&](int t, int c, A size, A u, A z, A) {
       m.tiles[buffer].steps[t][c] = {size, u};
-      if (a.in.z.data) m.gates[buffer][t][c] = functors::Silu::value(z);
+      if (a.in.z.data) m.gates[buffer][t][c] = z * fast::sigmoid(z);
     });
     __syncthreads();
     if (step + 1 < walk.steps()) loader.fetch(walk.token(step + 1), walk.tokens(step + 1), walk.group(step + 1));
     const int64_t group = walk.group(step);
-    if (walk.changes_group() || step == 0) {
-      load_states(s, p, group, a.in.A, p.channel, A(kLog2E), rate);
+    if (!only_group || step == 0) {
+      load_states(s, p, group, a.in.A, p.channel, A(fast::kLog2E), rate);
       if (walk.in_first_tile(step) && stretches.count == 1) {
         load_states(s, p, group, a.in.initial, p.row(s), A(1), h);
       } else {
         load_states(s, p, group, a.workspace, p.stretch_row(s), A(1), h);
       }
     }
-    Advance<T>{a, p, m, walk.token(step), group, walk.tokens(step), buffer, group == 0, group + 1 == walk.groups}(
-        h, rate, skip);
-    if (walk.changes_group()) store_states(s, p, group, h, a.workspace, p.stretch_row(s));
+    Advance<T, only_group>{
+        a, p, m, walk.token(step), group, walk.tokens(step), buffer, group == 0, group + 1 == walk.groups}(h, rate,
+                                                                                                           skip);
+    if (!only_group) store_states(s, p, group, h, a.workspace, p.stretch_row(s));
     if (walk.in_last_tile(step) && p.stretch + 1 == stretches.count) store_states(s, p, group, h, a.final, p.row(s));
   }
 }
@@ -119,7 +129,8 @@ void run(Cuda cuda, const SelectiveScanFwd<T>& a) {
   if (stretches.count > 1)
     find_starts<T, false>(cuda, a.in, nullptr, a.in.initial, stretches, a.workspace,
                           a.workspace + stretches.count * s.batch * s.channels * s.states, nullptr);
-  cuda::launch(cuda, dim3(grid), dim3(kChannels * kLanes), forward<T>, a, stretches);
+  cuda::launch(cuda, dim3(grid), dim3(kChannels * kLanes), s.states > kGroup ? forward<T, false> : forward<T, true>, a,
+               stretches);
 }
 
 template void run(Cuda, const SelectiveScanFwd<float>&);

@@ -43,8 +43,8 @@ struct Memory {
   A sums[3][kTokens][kChannels];  // between two groups of states: see Retreat::write()
 };
 
-/// One tile of one group of states, which has been put into `m`.
-template <class T>
+/// One tile of one group of states, which has been put into `m`. `only_group`: there is no other.
+template <class T, bool only_group>
 struct Retreat {
   using A = acc_t<T>;
   const SelectiveScanBwd<T>& a;
@@ -53,7 +53,7 @@ struct Retreat {
   Memory<A>& m;
   int64_t token, group;
   int tokens;
-  bool first_group, last_group;
+  bool first_group, last_group;  // not read if it is the only one
 
   /// Of the thread: the states before the tile, their rates, the gradient of the states after the tile, which becomes
   /// that before it, and sums over tokens.
@@ -69,7 +69,7 @@ struct Retreat {
       const Own<A> B = m.tile.B[t][p.lane];
 #pragma unroll
       for (int i = 0; i < kOwn; ++i) {
-        decays[t][i] = power_of_two(step.first * own.rate[i]);
+        decays[t][i] = fast::exp2(step.first * own.rate[i]);
         decayed[t][i] = decays[t][i] * own.h[i];
         own.h[i] = decayed[t][i] + step.first * step.second * B.x[i];
       }
@@ -118,7 +118,7 @@ struct Retreat {
   __device__ void sum_channels(int t, const Products<A>& products) const {
     constexpr int kParts = cuda::kWarp / kLanes;
     const int warp = threadIdx.x / cuda::kWarp, part = threadIdx.x % kParts, lane = threadIdx.x / kParts % kLanes;
-    if (warp >= 2 * kTogether<A>) return;
+    if (2 * kTogether<A> < kThreads / cuda::kWarp && warp >= 2 * kTogether<A>) return;
     A sum[kOwn] = {};
 #pragma unroll
     for (int c = part; c < kChannels; c += kParts) {
@@ -139,25 +139,29 @@ struct Retreat {
   /// du, ddelta and dz of a token, from the sums over states of B g, of A p / ln 2 and of C h.
   __device__ void write(int t, Sums sums, Registers& own) const {
     const ScanShape& s = a.in.shape;
-    for (int k = 0; k < 3; ++k) {
-      if (!first_group) sums.of[k] += m.sums[k][t][p.local];
-      if (!last_group) m.sums[k][t][p.local] = sums.of[k];
+    if constexpr (!only_group) {
+      for (int k = 0; k < 3; ++k) {
+        if (!first_group) sums.of[k] += m.sums[k][t][p.local];
+        if (!last_group) m.sums[k][t][p.local] = sums.of[k];
+      }
+      if (!last_group) return;
     }
-    if (!last_group || t >= tokens || !p.exists) return;
     const auto [step, u] = m.tile.steps[t][p.local];
     const auto [dy, slope] = m.cotangents[t][p.local];
-    const int64_t at = (p.batch * s.length + token + t) * s.channels + p.channel;
-    a.du[at] = T(step * sums.of[0] + own.skip * dy);
-    A ddelta = u * sums.of[0] + A(kLn2) * sums.of[1];
-    if (a.in.delta_softplus) ddelta *= functors::Softplus::derivative(A(0), step);
-    a.ddelta[at] = T(ddelta);
-    if (a.dz) a.dz[at] = T(slope * (sums.of[2] + own.skip * u));
+    A ddelta = u * sums.of[0] + A(fast::kLn2) * sums.of[1];
+    if (a.in.delta_softplus) ddelta *= fast::softplus_derivative(step);
     own.dD += dy * u;
-    own.dbias += ddelta;
+    if (t < tokens && p.exists) {
+      const int64_t at = (p.batch * s.length + token + t) * s.channels + p.channel;
+      a.du[at] = T(step * sums.of[0] + own.skip * dy);
+      a.ddelta[at] = T(ddelta);
+      if (a.dz) a.dz[at] = T(slope * (sums.of[2] + own.skip * u));
+      own.dbias += ddelta;
+    }
   }
 };
 
-template <class T>
+template <class T, bool only_group>
 __global__ void __launch_bounds__(kThreads) backward(SelectiveScanBwd<T> a, Stretches stretches) {
   using A = acc_t<T>;
   auto& m = cuda::dynamic_shared<Memory<A>>();
@@ -166,7 +170,7 @@ __global__ void __launch_bounds__(kThreads) backward(SelectiveScanBwd<T> a, Stre
   const Place p(s, stretches);
   const Walk<kTokens> walk(s, p, true);
   Loader<T, kTokens, kChannels> loader(a.in, dense_rows(a.dy, s), p);
-  typename Retreat<T>::Registers own{};
+  typename Retreat<T, only_group>::Registers own{};
   own.skip = a.in.D && p.exists ? A(a.in.D[p.channel]) : A(0);
   A next[kOwn];  // the checkpoint of the next step
   const auto fetch = [&](int64_t step) {
@@ -186,7 +190,7 @@ __global__ void __launch_bounds__(kThreads) backward(SelectiveScanBwd<T> a, Stre
     loader.store(m.tile, [&](int t, int c, A size, A u, A z, A dy) {
       A slope(0);
       if (a.in.z.data) {
-        const A share = functors::Sigmoid::value(z), gate = z * share;
+        const A share = fast::sigmoid(z), gate = z * share;
         slope = dy * (share + gate * (A(1) - share));
         dy *= gate;
       }
@@ -197,8 +201,8 @@ __global__ void __launch_bounds__(kThreads) backward(SelectiveScanBwd<T> a, Stre
     for (int i = 0; i < kOwn; ++i) own.h[i] = next[i];
     __syncthreads();
     if (step + 1 < walk.steps()) fetch(step + 1);
-    if (walk.changes_group() || step == 0) {
-      load_states(s, p, group, a.in.A, p.channel, A(kLog2E), own.rate);
+    if (!only_group || step == 0) {
+      load_states(s, p, group, a.in.A, p.channel, A(fast::kLog2E), own.rate);
       if (walk.in_first_tile(step) && stretches.count == 1) {
         load_states(s, p, group, a.dfinal, p.row(s), A(1), own.carry);
       } else {
@@ -206,10 +210,10 @@ __global__ void __launch_bounds__(kThreads) backward(SelectiveScanBwd<T> a, Stre
       }
       load_states(s, p, group, walk.in_first_tile(step) ? nullptr : parts.dA, p.stretch_row(s), A(1), own.dA);
     }
-    Retreat<T>{a, parts, p, m, walk.token(step), group, walk.tokens(step), group == 0, group + 1 == walk.groups}(own);
-    if (walk.changes_group()) store_states(s, p, group, own.carry, parts.carry, p.stretch_row(s));
-    if (walk.changes_group() || walk.in_last_tile(step))
-      store_states(s, p, group, own.dA, parts.dA, p.stretch_row(s));
+    Retreat<T, only_group>{
+        a, parts, p, m, walk.token(step), group, walk.tokens(step), group == 0, group + 1 == walk.groups}(own);
+    if (!only_group) store_states(s, p, group, own.carry, parts.carry, p.stretch_row(s));
+    if (!only_group || walk.in_last_tile(step)) store_states(s, p, group, own.dA, parts.dA, p.stretch_row(s));
     if (a.dinitial && walk.in_last_tile(step) && stretches.count == 1)
       store_states(s, p, group, own.carry, a.dinitial, p.row(s));
     __syncthreads();  // before the next tile takes the place of this one
@@ -235,7 +239,8 @@ void run(Cuda cuda, const SelectiveScanBwd<T>& a) {
   if (grid > 0 && stretches.count > 1)  // the sums of step sizes have gone when dD takes their place
     find_starts<T, true>(cuda, a.in, a.dy, a.dfinal, stretches, parts.carry, parts.dD, a.dinitial);
   if (grid > 0)
-    cuda::launch_shared(cuda, dim3(grid), dim3(kThreads), sizeof(Memory<A>), backward<T>, a, stretches);
+    cuda::launch_shared(cuda, dim3(grid), dim3(kThreads), sizeof(Memory<A>),
+                        s.states > kGroup ? backward<T, false> : backward<T, true>, a, stretches);
   const auto sum = [&](const A* from, int64_t count, int64_t size, T* to) {
     if (to) cuda::launch_elements(cuda, size, cuda::add_pieces<A, T>, from, count, size, size, to);
   };

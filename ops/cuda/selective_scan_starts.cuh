@@ -2,8 +2,8 @@
 #include "ops/cuda/selective_scan_worker.cuh"
 
 // The states at the start of every stretch, or backwards in time their gradients at its end. A stretch alone turns
-// states h into e^(A S) h + l, with S the sum of its step sizes and l what it makes of zeros: ends() finds S and l of all
-// stretches, join() goes from one to the next.
+// states h into e^(A S) h + l, with S the sum of its step sizes and l what it makes of zeros: ends() finds S and l of
+// all stretches, join() goes from one to the next.
 
 namespace margay::kernels::scan {
 
@@ -35,14 +35,14 @@ __global__ void __launch_bounds__(kStartChannels* kLanes)
   for (int64_t step = 0; step < walk.steps(); ++step) {
     auto& tile = tiles[step % 2];
     loader.store(tile, [&](int t, int c, A size, A u, A z, A g) {
-      if (backwards && in.z.data) g *= functors::Silu::value(z);
+      if (backwards && in.z.data) g *= z * fast::sigmoid(z);
       tile.steps[t][c] = {size, backwards ? g : u};
     });
     __syncthreads();
     if (step + 1 < walk.steps()) loader.fetch(walk.token(step + 1), walk.tokens(step + 1), walk.group(step + 1));
     const int64_t group = walk.group(step);
-    if (walk.changes_group() || step == 0) {
-      load_states(s, p, group, in.A, p.channel, A(kLog2E), rate);
+    if (walk.groups > 1 || step == 0) {
+      load_states(s, p, group, in.A, p.channel, A(fast::kLog2E), rate);
       load_states(s, p, group, walk.in_first_tile(step) ? nullptr : states, p.stretch_row(s), A(1), h);
     }
 #pragma unroll 4
@@ -53,12 +53,12 @@ __global__ void __launch_bounds__(kStartChannels* kLanes)
       const A input = backwards ? own.second : own.first * own.second;
 #pragma unroll
       for (int k = 0; k < kOwn; ++k) {
-        const A decay = power_of_two(own.first * rate[k]);
+        const A decay = fast::exp2(own.first * rate[k]);
         h[k] = backwards ? decay * (h[k] + input * shares.x[k]) : decay * h[k] + input * shares.x[k];
       }
       if (group == 0) sum += own.first;
     }
-    if (walk.changes_group() || walk.in_last_tile(step)) store_states(s, p, group, h, states, p.stretch_row(s));
+    if (walk.groups > 1 || walk.in_last_tile(step)) store_states(s, p, group, h, states, p.stretch_row(s));
   }
   if (p.exists && p.lane == 0) sums[p.stretch_row(s)] = sum;
 }
@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(cuda::kThreads) join(ScanShape s, const T* rat
   constexpr int kAtOnce = 8;  // stretches whose numbers are on their way together
   const int64_t size = s.batch * s.channels * s.states;
   for (int64_t i = cuda::first_index(); i < size; i += cuda::index_step()) {
-    const A rate = A(kLog2E) * A(rates[i % (s.channels * s.states)]);
+    const A rate = A(fast::kLog2E) * A(rates[i % (s.channels * s.states)]);
     const int64_t channel = i / s.states;
     const auto stretch = [&](int64_t k) { return backwards ? stretches.count - 1 - k : k; };
     A h = start ? A(start[i]) : A(0);
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(cuda::kThreads) join(ScanShape s, const T* rat
 #pragma unroll
       for (int j = 0; j < kAtOnce; ++j) {
         if (k + j < stretches.count) states[stretch(k + j) * size + i] = h;
-        h = power_of_two(rate * sum[j]) * h + local[j];
+        h = fast::exp2(rate * sum[j]) * h + local[j];
       }
     }
     if (last) last[i] = T(h);

@@ -1,7 +1,7 @@
 #pragma once
 #include "engine/cuda/launch.cuh"
+#include "ops/cuda/fast_math.cuh"
 #include "ops/selective_scan.h"
-#include "ops/unary_functors.h"
 
 namespace margay::kernels::scan {
 
@@ -10,19 +10,6 @@ namespace margay::kernels::scan {
 // tile by tile; what the threads of a channel or those of a token share lies in shared memory. Tokens and channels that
 // do not exist have step sizes and inputs of 0, which change no state.
 inline constexpr int kOwn = ScanShape::kGpuStates, kGroup = ScanShape::kGpuGroup, kLanes = kGroup / kOwn;
-inline constexpr double kLog2E = 1.4426950408889634, kLn2 = 0.6931471805599453;
-
-/// 2^x; in f32 to two units in the last place, and 0 where it would be subnormal.
-__device__ inline float power_of_two(float x) {
-#ifdef __CUDACC__
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-#else
-  return std::exp2(x);
-#endif
-}
-__device__ inline double power_of_two(double x) { return std::exp2(x); }
 
 /// For the states of a thread, in one access.
 template <class A>
@@ -100,72 +87,76 @@ struct Tile {
 };
 
 /// Brings tiles to shared memory, by way of registers, so that the block can work on one while the next is on its way.
-/// Neighbouring threads read neighbouring channels. Rows that are null are zeros.
+/// Neighbouring threads read neighbouring channels, or states. Rows that are null are zeros.
 template <class T, int kTokens, int kChannels>
 class Loader {
   using A = acc_t<T>;
   static constexpr int kThreads = kChannels * kLanes;
-  static constexpr int kRows = kTokens / kLanes, kValues = kTokens * kGroup / kThreads;
+  static constexpr int kRows = kTokens / kLanes, kValues = kTokens * kGroup / kThreads,
+                       kValueTokens = kTokens / kValues;
   static_assert(kRows * kLanes == kTokens && kValues * kThreads == kTokens * kGroup);
 
  public:
-  __device__ Loader(const ScanInputs<T>& in, const TokenRows<const T>& dy, const Place& place)
-      : in_(in), dy_(dy), place_(place), channel_(place.corner + threadIdx.x % kChannels) {
-    exists_ = channel_ < in.shape.channels;
-    bias_ = exists_ && in.delta_bias ? A(in.delta_bias[channel_]) : A(0);
+  __device__ Loader(const ScanInputs<T>& in, const TokenRows<const T>& dy, const Place& p) : in_(in), dy_(dy), p_(p) {
+    const int64_t channel = p.corner + threadIdx.x % kChannels;
+    exists_ = channel < in.shape.channels;
+    bias_ = exists_ && in.delta_bias ? A(in.delta_bias[channel]) : A(0);
   }
 
   __device__ void fetch(int64_t token, int tokens, int64_t group) {
-    tokens_ = tokens;
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      const bool exists = exists_ && row(r) < tokens;
-      u_[r] = read(in_.u, token + row(r), channel_, exists);
-      delta_[r] = read(in_.delta, token + row(r), channel_, exists);
-      z_[r] = read(in_.z, token + row(r), channel_, exists);
-      dy_rows_[r] = read(dy_, token + row(r), channel_, exists);
-    }
-#pragma unroll
-    for (int v = 0; v < kValues; ++v) {
-      const int i = v * kThreads + threadIdx.x;
-      const int64_t n = group * kGroup + i % kGroup;
-      const bool exists = n < in_.shape.states && i / kGroup < tokens;
-      B_[v] = read(in_.B, token + i / kGroup, n, exists);
-      C_[v] = read(in_.C, token + i / kGroup, n, exists);
-    }
+    const int row = threadIdx.x / kChannels, value_row = threadIdx.x / kGroup;
+    const int64_t channel = p_.corner + threadIdx.x % kChannels, n = group * kGroup + threadIdx.x % kGroup;
+    rows_ = exists_ ? tokens - row : 0;
+    read<kLanes>(in_.u, token + row, channel, rows_, u_);
+    read<kLanes>(in_.delta, token + row, channel, rows_, delta_);
+    read<kLanes>(in_.z, token + row, channel, rows_, z_);
+    read<kLanes>(dy_, token + row, channel, rows_, dy_rows_);
+    const int values = n < in_.shape.states ? tokens - value_row : 0;
+    read<kValueTokens>(in_.B, token + value_row, n, values, B_);
+    read<kValueTokens>(in_.C, token + value_row, n, values, C_);
   }
   /// put(t, c, step, u, z, dy) stores what is of a channel.
   template <class Put>
   __device__ void store(Tile<A, kTokens, kChannels>& tile, const Put& put) const {
+    const int row = threadIdx.x / kChannels, c = threadIdx.x % kChannels;
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       A step = A(delta_[r]) + bias_;
-      if (in_.delta_softplus) step = functors::Softplus::value(step);
-      if (!exists_ || row(r) >= tokens_) step = 0;
-      put(row(r), static_cast<int>(threadIdx.x % kChannels), step, A(u_[r]), A(z_[r]), A(dy_rows_[r]));
+      if (in_.delta_softplus) step = fast::softplus(step);
+      put(row + r * kLanes, c, r * kLanes < rows_ ? step : A(0), A(u_[r]), A(z_[r]), A(dy_rows_[r]));
     }
+    const int n = threadIdx.x % kGroup;
 #pragma unroll
     for (int v = 0; v < kValues; ++v) {
-      const int i = v * kThreads + threadIdx.x, t = i / kGroup, n = i % kGroup;
+      const int t = threadIdx.x / kGroup + v * kValueTokens;
       tile.B[t][n / kOwn].x[n % kOwn] = A(B_[v]);
       tile.C[t][n / kOwn].x[n % kOwn] = A(C_[v]);
     }
   }
 
  private:
-  __device__ static int row(int r) { return r * kLanes + static_cast<int>(threadIdx.x) / kChannels; }
-  __device__ T read(const TokenRows<const T>& rows, int64_t token, int64_t i, bool exists) const {
-    return exists && rows.data ? rows.data[place_.batch * rows.batch_stride + token * rows.row_stride + i] : T(0);
+  /// to[r] = element i of row token + r distance, where that is below `rows`; else 0.
+  template <int distance, int count>
+  __device__ void read(const TokenRows<const T>& from, int64_t token, int64_t i, int rows, T (&to)[count]) const {
+    if (!from.data) return;
+    const T* next = from.data + p_.batch * from.batch_stride + token * from.row_stride + i;
+    const int64_t step = distance * from.row_stride;
+    if (rows > (count - 1) * distance) {
+#pragma unroll
+      for (int r = 0; r < count; ++r, next += step) to[r] = *next;
+    } else {
+#pragma unroll
+      for (int r = 0; r < count; ++r, next += step) to[r] = r * distance < rows ? *next : T(0);
+    }
   }
 
   const ScanInputs<T>& in_;
   TokenRows<const T> dy_;
-  const Place& place_;
-  int64_t channel_;
+  const Place& p_;
   bool exists_;
   A bias_;
-  int tokens_ = 0;
-  T u_[kRows], delta_[kRows], z_[kRows], dy_rows_[kRows], B_[kValues], C_[kValues];
+  int rows_ = 0;
+  T u_[kRows] = {}, delta_[kRows] = {}, z_[kRows] = {}, dy_rows_[kRows] = {}, B_[kValues] = {}, C_[kValues] = {};
 };
 
 /// The tiles of a stretch in one direction of time, each once for every group of states.
@@ -188,8 +179,6 @@ struct Walk {
   __device__ int tokens(int64_t step) const { return static_cast<int>(min(int64_t{kTokens}, end - token(step))); }
   __device__ bool in_first_tile(int64_t step) const { return step < groups; }
   __device__ bool in_last_tile(int64_t step) const { return step + groups >= steps(); }
-  /// Whether the registers have the states of another group before and after a step.
-  __device__ bool changes_group() const { return groups > 1; }
 };
 
 template <class T>
