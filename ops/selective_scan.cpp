@@ -45,6 +45,7 @@ Samples samples() {
           sample_of("bias without softplus", 1, 4, 3, 2, {.D = no, .z = no, .softplus = no}),
           sample_of("several chunks", 1, 150, 2, 2, {.initial = yes}),
           sample_of("several blocks of channels", 2, 4, 37, 5, {.initial = yes}),
+          sample_of("several groups of states", 1, 3, 2, 18, {.initial = yes}),
           sample_of("several ranges of channels", 1, 3, 100, 2, {}),
           sample_of("several ranges of sequences", 35, 2, 2, 1, {}),
           sample_of("one token", 2, 1, 16, 1, {.initial = yes}),
