@@ -41,7 +41,7 @@ struct State {
     rows[stride] = T(q);
     rows[2 * stride] = T(o);
   }
-  /// Makes place for e^top (p, q) after a decay.
+  /// The sum of both, after a decay of this one.
   __device__ void add(A decay, const State& other) {
     const Pair<A> share(decay + o, other.o);
     p = share.x * p + share.y * other.p;
@@ -155,8 +155,8 @@ __global__ void __launch_bounds__(cuda::kThreads) join(WkvInputs<T> in, Stretche
       for (int k = 0; k < kAtOnce; ++k) {
         if (first + k >= stretches.count) break;
         state.store(at(first + k), s.channels);
-        const int64_t begin = stretch(first + k) * stretches.tokens;
-        state.add(w * static_cast<A>(min(stretches.tokens, s.length - begin)), local[k]);
+        // The last stretch may be shorter, but nothing decays over it: forwards its end is not asked for.
+        state.add(w * static_cast<A>(stretches.tokens), local[k]);
       }
     }
   }
