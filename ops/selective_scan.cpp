@@ -45,6 +45,7 @@ Samples samples() {
           sample_of("bias without softplus", 1, 4, 3, 2, {.D = no, .z = no, .softplus = no}),
           sample_of("several chunks", 1, 150, 2, 2, {.initial = yes}),
           sample_of("several blocks of channels", 2, 4, 37, 5, {.initial = yes}),
+          sample_of("several groups of states", 1, 3, 2, 18, {.initial = yes}),
           sample_of("several ranges of channels", 1, 3, 100, 2, {}),
           sample_of("several ranges of sequences", 35, 2, 2, 1, {}),
           sample_of("one token", 2, 1, 16, 1, {.initial = yes}),
@@ -152,9 +153,9 @@ Tensors selective_scan(const SelectiveScan& in) {
   const Tensor y = empty(in.u.shape(), dtype, device);
   const Tensor final = empty({shape.batch, shape.channels, shape.states}, dtype, device);
   Tensor checkpoints, workspace;
-  if (Graph::recording(inputs)) checkpoints = empty({shape.checkpoints_size()}, sums, device);
+  if (Graph::recording(inputs)) checkpoints = empty({shape.checkpoints_size(device.type)}, sums, device);
   op.launch<kernels::SelectiveScanFwd>(y, [&]<class T>(kernels::SelectiveScanFwd<T>& a) {
-    workspace = empty({a.workspace_size(shape)}, sums, device);
+    workspace = empty({a.workspace_size(shape, device.type)}, sums, device);
     a = {.in = call.inputs<T>(),
          .y = y.data<T>(),
          .final = final.data<T>(),

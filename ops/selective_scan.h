@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "engine/op.h"
+#include "ops/stretches.h"
 #include "ops/token_rows.h"
 
 namespace margay {
@@ -26,7 +27,7 @@ struct SelectiveScan {
 ///   h_t = e^(dt_t A) h_{t-1} + dt_t B_t u_t,   y_t = (sum over n of C_t h_t + D u_t) silu(z_t)
 /// with the step size dt = delta + delta_bias or its softplus; the last factor only with z.
 /// Returns {y [B,L,E], the states after the last token [B,E,N]}, contiguous. States are kept in acc_t<T>; a token
-/// changes no bit before it. The backward pass recomputes them from checkpoints every kernels::ScanShape::kChunk
+/// changes no bit before it. The backward pass recomputes them from checkpoints every kernels::ScanShape::chunk(device)
 /// tokens. Throws OpError for shapes or dtypes that do not fit. Gu & Dao 2023, arXiv:2312.00752, algorithm 2.
 Tensors selective_scan(const SelectiveScan& in);
 
@@ -36,6 +37,8 @@ struct ScanShape {
   int64_t batch, length, channels, states;
 
   static constexpr int64_t kChunk = 64;  // tokens
+  /// Tokens on the GPU, where the states of a chunk have to fit into registers.
+  static constexpr int64_t kGpuChunk = 16;
   static constexpr int64_t kBlock = 16;  // channels
   static constexpr int64_t kMostPieces = 32;
   static constexpr int64_t kSerialWork = int64_t{1} << 15;  // less is done before other threads would have started
@@ -52,7 +55,17 @@ struct ScanShape {
   int64_t pieces() const { return sequence_pieces() * channel_pieces(); }
   /// Channels of the widest piece.
   int64_t piece_width() const { return (blocks() + channel_pieces() - 1) / channel_pieces() * kBlock; }
-  int64_t checkpoints_size() const { return batch * chunks() * states * channels; }
+
+  /// On the GPU a thread has kGpuStates of the states of a channel, in every group of kGpuGroup.
+  static constexpr int64_t kGpuStates = 4, kGpuGroup = 16;
+  static constexpr int64_t kGpuBlock = 64;  // channels of which the backward pass sums dB and dC
+  Stretches gpu_stretches() const { return Stretches::of(length, batch * channels * (kGpuGroup / kGpuStates)); }
+  int64_t gpu_blocks() const { return (channels + kGpuBlock - 1) / kGpuBlock; }
+
+  static constexpr int64_t chunk(DeviceType device) { return device == DeviceType::cuda ? kGpuChunk : kChunk; }
+  int64_t checkpoints_size(DeviceType device) const {
+    return batch * ((length + chunk(device) - 1) / chunk(device)) * states * channels;
+  }
 };
 
 /// The arguments of SelectiveScan; null where undefined.
@@ -68,15 +81,16 @@ template <class T>
 struct SelectiveScanFwd {
   ScanInputs<T> in;
   T *y, *final;
-  acc_t<T>* checkpoints;  // [B, chunks, N, E]: the states before every chunk; null if not wanted
+  acc_t<T>* checkpoints;  // [B, chunks, N, E]: the states before every chunk(device) tokens; null if not wanted
   acc_t<T>* workspace;
 
   static int64_t piece_size(const ScanShape& s) {
     return 2 * s.states * s.piece_width() + 3 * ScanShape::kChunk * ScanShape::kBlock;
   }
-  /// On the GPU: the states between chunks.
-  static int64_t workspace_size(const ScanShape& s) {
-    return std::max(s.pieces() * piece_size(s), s.batch * s.channels * s.states);
+  /// On the GPU, of every stretch: its states and the sum of its step sizes.
+  static int64_t workspace_size(const ScanShape& s, DeviceType device) {
+    return device == DeviceType::cuda ? s.gpu_stretches().count * s.batch * s.channels * (s.states + 1)
+                                      : s.pieces() * piece_size(s);
   }
 };
 
@@ -99,10 +113,11 @@ struct SelectiveScanBwd {
   static int64_t partials_size(const ScanShape& s) {
     return s.channel_pieces() > 1 ? 2 * s.channel_pieces() * s.batch * s.length * s.states : 0;
   }
-  /// On the GPU: what the CPU has in sums_size() and for the states, of every sequence, and dB and dC of every block of
+  /// On the GPU: gradients of the states and the sums over tokens, of every stretch, and dB and dC of every block of
   /// channels.
   static int64_t gpu_size(const ScanShape& s) {
-    return 2 * s.batch * s.channels * (s.states + 1) + 2 * s.blocks() * s.batch * s.length * s.states;
+    return 2 * s.gpu_stretches().count * s.batch * s.channels * (s.states + 1) +
+           2 * s.gpu_blocks() * s.batch * s.length * s.states;
   }
   static int64_t workspace_size(const ScanShape& s, DeviceType device) {
     return device == DeviceType::cuda ? gpu_size(s) : s.pieces() * piece_size(s) + partials_size(s);

@@ -72,7 +72,7 @@ Tensors pull_back(const Call& call, const Tensor& checkpoints, const Tensor& dy)
   const Tensor dw = empty_like(call.w), du = empty_like(call.u), dk = empty_like(k), dv = empty_like(k);
   Tensor workspace;
   op.launch<kernels::WkvBwd>(k, [&]<class T>(kernels::WkvBwd<T>& a) {
-    workspace = empty({a.workspace_size(call.shape)}, acc_dtype(k.dtype()), k.device());
+    workspace = empty({a.workspace_size(call.shape, k.device().type)}, acc_dtype(k.dtype()), k.device());
     a = {.in = call.inputs<T>(),
          .checkpoints = checkpoints.data<acc_t<T>>(),
          .dy = dy.data<T>(),
@@ -99,13 +99,15 @@ Tensors wkv(const Wkv& in) {
   const Device device = in.k.device();
   const std::initializer_list<Tensor> inputs{in.w, in.u, in.k, in.v};
   const Tensor y = empty(in.k.shape(), dtype, device), final = empty({shape.batch, 3, shape.channels}, dtype, device);
-  Tensor checkpoints;
-  if (Graph::recording(inputs)) checkpoints = empty({shape.checkpoints_size()}, acc_dtype(dtype), device);
+  Tensor checkpoints, workspace;
+  if (Graph::recording(inputs)) checkpoints = empty({shape.checkpoints_size(device.type)}, acc_dtype(dtype), device);
   op.launch<kernels::WkvFwd>(y, [&]<class T>(kernels::WkvFwd<T>& a) {
+    workspace = empty({a.workspace_size(shape, device.type)}, acc_dtype(dtype), device);
     a = {.in = call.inputs<T>(),
          .y = y.data<T>(),
          .final = final.data<T>(),
-         .checkpoints = checkpoints.defined() ? checkpoints.data<acc_t<T>>() : nullptr};
+         .checkpoints = checkpoints.defined() ? checkpoints.data<acc_t<T>>() : nullptr,
+         .workspace = workspace.data<acc_t<T>>()};
   });
   const auto vjp = [call, checkpoints](const Tensor& dy) { return pull_back(call, checkpoints, dy); };
   return {op.record(y, inputs, vjp), final};

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "engine/op.h"
+#include "ops/stretches.h"
 
 namespace margay {
 
@@ -18,8 +19,8 @@ struct Wkv {
 ///   y_t = (sum over i < t of e^((t-1-i) w + k_i) v_i + e^(u + k_t) v_t) / (the same with 1 for v),
 /// without overflow for keys of any size. Returns {y [B,L,C], state [B,3,C]}: numerator and denominator of the sum over
 /// all tokens, both times e^-o, and o. The state has no gradient. A token changes no bit before it; the backward pass
-/// recomputes states from checkpoints every kernels::WkvShape::kChunk tokens. Throws OpError for shapes or dtypes that
-/// do not fit. Peng et al. 2023, arXiv:2305.13048, eq. 19 and appendix D.
+/// recomputes states from checkpoints every kernels::WkvShape::chunk(device) tokens. Throws OpError for shapes or
+/// dtypes that do not fit. Peng et al. 2023, arXiv:2305.13048, eq. 19 and appendix D.
 Tensors wkv(const Wkv& in);
 
 namespace kernels {
@@ -28,6 +29,8 @@ struct WkvShape {
   int64_t batch, length, channels;
 
   static constexpr int64_t kChunk = 64;  // tokens
+  /// Tokens on the GPU, where the states of a chunk have to fit into registers.
+  static constexpr int64_t kGpuChunk = 8;
   static constexpr int64_t kBlock = 16;  // channels
   static constexpr int64_t kMostPieces = 32;
   static constexpr int64_t kSerialWork = int64_t{1} << 12;
@@ -41,7 +44,14 @@ struct WkvShape {
                                std::max<int64_t>(1, blocks()));
   }
   int64_t pieces() const { return sequence_pieces() * channel_pieces(); }
-  int64_t checkpoints_size() const { return batch * chunks() * 3 * channels; }
+
+  /// On the GPU a thread has one channel.
+  Stretches gpu_stretches() const { return Stretches::of(length, batch * channels); }
+
+  static constexpr int64_t chunk(DeviceType device) { return device == DeviceType::cuda ? kGpuChunk : kChunk; }
+  int64_t checkpoints_size(DeviceType device) const {
+    return batch * ((length + chunk(device) - 1) / chunk(device)) * 3 * channels;
+  }
 };
 
 template <class T>
@@ -55,7 +65,13 @@ template <class T>
 struct WkvFwd {
   WkvInputs<T> in;
   T *y, *final;
-  acc_t<T>* checkpoints;  // [B, chunks, 3, C]: the states before every chunk; null if not wanted
+  acc_t<T>* checkpoints;  // [B, chunks, 3, C]: the states before every chunk(device) tokens; null if not wanted
+  acc_t<T>* workspace;
+
+  /// On the GPU, the state of every stretch.
+  static int64_t workspace_size(const WkvShape& s, DeviceType device) {
+    return device == DeviceType::cuda ? s.gpu_stretches().count * s.batch * 3 * s.channels : 0;
+  }
 };
 
 template <class T>
@@ -70,9 +86,10 @@ struct WkvBwd {
   static constexpr int64_t kSaved = 7;
   static int64_t piece_size() { return kSaved * WkvShape::kChunk * WkvShape::kBlock; }
   static int64_t sums_size(const WkvShape& s) { return s.sequence_pieces() * 2 * s.channels; }
-  /// On the GPU: dw and du of every sequence.
-  static int64_t workspace_size(const WkvShape& s) {
-    return std::max(s.pieces() * piece_size() + sums_size(s), 2 * s.batch * s.channels);
+  /// On the GPU, of every stretch: the cotangents of its state, dw and du.
+  static int64_t workspace_size(const WkvShape& s, DeviceType device) {
+    return device == DeviceType::cuda ? s.gpu_stretches().count * s.batch * 5 * s.channels
+                                      : s.pieces() * piece_size() + sums_size(s);
   }
 };
 
