@@ -12,12 +12,12 @@ namespace margay::kernels::attention {
 /// A query of a head, the keys begin ... end - 1 that it sees, and where its result goes: zeros if it sees none.
 template <class T>
 struct QueryTask {
-  const T* q;
-  Rows<const T> k, v;
-  int64_t begin, end;
-  acc_t<T> scale;
+  const T* q = nullptr;
+  Rows<const T> k = {}, v = {};
+  int64_t begin = 0, end = 0;
+  acc_t<T> scale = acc_t<T>(1);
   T* y;
-  acc_t<T>* lse;  // or null
+  acc_t<T>* lse = nullptr;
 };
 
 inline constexpr int kKeys = 64;       // whose weights are in shared memory at a time
