@@ -135,9 +135,10 @@ Tensors ssd(const Ssd& in) {
   const Tensor y = empty(in.x.shape(), dtype, device);
   const Tensor final = empty({shape.batch, shape.heads, shape.states, shape.head_dim}, dtype, device);
   Tensor checkpoints, workspace;
-  if (Graph::recording(inputs)) checkpoints = empty({shape.checkpoints_size()}, sums, device);
+  if (Graph::recording(inputs) || device.type == DeviceType::cuda)
+    checkpoints = empty({shape.checkpoints_size(device.type)}, sums, device);
   op.launch<kernels::SsdFwd>(y, [&]<class T>(kernels::SsdFwd<T>& a) {
-    workspace = empty({a.workspace_size(shape)}, sums, device);
+    workspace = empty({a.workspace_size(shape, device.type)}, sums, device);
     a = {.in = call.inputs<T>(),
          .y = y.data<T>(),
          .final = final.data<T>(),

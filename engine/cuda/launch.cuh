@@ -40,6 +40,18 @@ void launch(Cuda context, dim3 grid, dim3 block, void (*kernel)(Parameters...), 
   launch_shared(context, grid, block, 0, kernel, arguments...);
 }
 
+/// The dynamic shared memory of the block, uninitialised: see launch_shared().
+template <class T>
+__device__ inline T& dynamic_shared() {
+#ifdef __CUDACC__
+  extern __shared__ uint4 memory[];
+  return *reinterpret_cast<T*>(memory);
+#else
+  __shared__ T memory;
+  return memory;
+#endif
+}
+
 /// Starts a kernel that walks `count` elements by first_index() and index_step(); nothing for no elements.
 template <class... Parameters, class... Arguments>
 void launch_elements(Cuda context, int64_t count, void (*kernel)(Parameters...), const Arguments&... arguments) {

@@ -85,16 +85,4 @@ __device__ inline void wait_for_copies() {
 #endif
 }
 
-/// The dynamic shared memory of the block, uninitialised: see launch_shared().
-template <class T>
-__device__ inline T& dynamic_shared() {
-#ifdef __CUDACC__
-  extern __shared__ uint4 memory[];
-  return *reinterpret_cast<T*>(memory);
-#else
-  __shared__ T memory;
-  return memory;
-#endif
-}
-
 }  // namespace margay::cuda
