@@ -88,7 +88,7 @@ __device__ void put_chunk_decays(const Problem& p, const Position& at, int wide,
 /// y and the states after the last token; or, `local`, only what the tokens of each chunk but the last add to the
 /// state, and their decays.
 template <class A, int R, bool local, class Problem>
-__global__ void __launch_bounds__(kThreads) columns_forwards(Problem p, Tiling tiling) {
+__global__ void __launch_bounds__(kThreads, kResident<A, R>) columns_forwards(Problem p, Tiling tiling) {
   constexpr int C = kColumns<R>;
   const Place<C> at(p.dv, p.chunks.count - local);
   A* const tile = cuda::dynamic_shared<Tile<A>>().numbers;
@@ -155,7 +155,7 @@ __global__ void __launch_bounds__(kThreads) columns_forwards(Problem p, Tiling t
 /// dw and the gradients of the states before the first token; or, `local`, only what the tokens of each chunk but the
 /// first add to the gradient of the state before it, and their decays.
 template <class A, int R, bool local, class Problem>
-__global__ void __launch_bounds__(kThreads) columns_backwards(Problem p, Tiling tiling) {
+__global__ void __launch_bounds__(kThreads, kResident<A, R>) columns_backwards(Problem p, Tiling tiling) {
   constexpr int C = kColumns<R>;
   const Place<C> at(p.dv, p.chunks.count - local);
   const int64_t chunk = at.chunk + local;
@@ -259,7 +259,7 @@ __device__ void stage_rows(const Problem& p, A* tile, const Tiling& tiling, cons
 
 /// dq, dk as what is read, and dfinal . S of every row.
 template <class A, int R, class Problem>
-__global__ void __launch_bounds__(kThreads) rows_forwards(Problem p, Tiling tiling) {
+__global__ void __launch_bounds__(kThreads, kResident<A, R>) rows_forwards(Problem p, Tiling tiling) {
   constexpr int C = kColumns<R>;
   const Place<C> at(p.f, p.chunks.count);
   A* const tile = cuda::dynamic_shared<Tile<A>>().numbers;
@@ -306,7 +306,7 @@ __global__ void __launch_bounds__(kThreads) rows_forwards(Problem p, Tiling tili
 
 /// dk as what is written.
 template <class A, int R, class Problem>
-__global__ void __launch_bounds__(kThreads) rows_backwards(Problem p, Tiling tiling) {
+__global__ void __launch_bounds__(kThreads, kResident<A, R>) rows_backwards(Problem p, Tiling tiling) {
   constexpr int C = kColumns<R>;
   const Place<C> at(p.f, p.chunks.count);
   A* const tile = cuda::dynamic_shared<Tile<A>>().numbers;
