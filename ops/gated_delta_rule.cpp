@@ -52,7 +52,7 @@ Samples samples() {
       SampleCase{"wide values", 1, 1, 3, 2, 91, Decay::head, true},
       SampleCase{"wide features", 1, 1, 3, 19, 2, Decay::feature, true},
       SampleCase{"stretch", 1, 2, 5, 3, 2, Decay::head, true, true},
-      SampleCase{"stretch of several chunks", 1, 1, 40, 2, 2, Decay::feature, false, true},
+      SampleCase{"stretch of several chunks", 1, 1, 70, 2, 2, Decay::feature, false, true},
       SampleCase{"no tokens", 2, 2, 0, 3, 2, Decay::head, true},
       SampleCase{"no tokens in a stretch", 2, 1, 0, 3, 2, Decay::feature, true, true},
       SampleCase{"no heads", 2, 0, 3, 4, 2, Decay::head, true, true},

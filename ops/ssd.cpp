@@ -34,7 +34,7 @@ Samples samples() {
           sample_of("several chunks", {2, 11, 2, 3, 4, 4}, true),
           sample_of("many heads", {1, 6, 9, 2, 3, 4}, true),
           sample_of("wide heads", {1, 5, 1, 19, 2, 3}),
-          sample_of("a chunk of several vectors", {1, 75, 1, 2, 2, 70}, true),
+          sample_of("a chunk of several vectors", {2, 75, 1, 2, 2, 70}, true),
           sample_of("chunks of one token", {2, 4, 2, 2, 3, 1}),
           sample_of("many sequences", {18, 2, 2, 2, 1, 8}),
           sample_of("one token", {2, 1, 2, 4, 3, 8}, true),

@@ -21,7 +21,7 @@ inline constexpr int kColumns = R > 16 ? 1 : int{RecurrenceChunks::kBlockColumns
 
 /// Blocks that a multiprocessor should hold, which bounds their registers.
 template <class A, int R>
-inline constexpr int kResident = R > 16 ? 1 : (R > 4 ? 12 : 24) / int{sizeof(A)};
+inline constexpr int kResident = R > 16 ? 1 : (R > 4 ? 12 : 20) / int{sizeof(A)};
 
 /// Where a thread works. It owns the columns (or rows) own ... own + C - 1 of a state together with the other lanes of
 /// its group, and of each the numbers lane, lane + kLanes, ...
