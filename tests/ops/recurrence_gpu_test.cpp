@@ -98,6 +98,7 @@ std::vector<Case> cases() {
       linear_case({1, 1, 70, 260, 3}, plain),    // more than 256 rows, then columns
       linear_case({1, 1, 70, 3, 260}, plain),
       linear_case({1, 1, 80, 140, 140}, plain),  // chunks of 70 tokens
+      delta_case({1, 1, 600, 3, 2}, Decay::head, false),
       delta_case({1, 1, 600, 3, 2}, Decay::feature, false),
       delta_case({1, 2, 150, 6, 37}, Decay::feature, false, -30),  // nothing is left of a state after a chunk
       delta_case({1, 1, 20, 260, 3}, Decay::feature, true),
