@@ -99,7 +99,7 @@ struct LinearAttentionFwd {
   T* y;
   HeadStrides y_strides;
   acc_t<T>* inverse;    // [B,H,T] 1 / (sum of weights + eps), or null unless shape.normalise
-  acc_t<T>* states;     // [B,H,chunks - 1,F,columns]: after chunk 0, 1, ...
+  acc_t<T>* states;     // [B,H,chunks - 1,F,columns]: after chunk 0, 1, ... (those of the device)
   acc_t<T>* final;      // [B,H,F,columns] or null
   acc_t<T>* workspace;  // [workspace_size()]
 

@@ -1,7 +1,8 @@
 #pragma once
 #include "engine/cuda/reduce.cuh"
 #include "engine/error.h"
-#include "ops/cuda/recurrence_passes.cuh"
+#include "ops/cuda/recurrence_columns.cuh"
+#include "ops/cuda/recurrence_rows.cuh"
 
 // The recurrence of linear attention, gated_delta_rule and ssd over a state S [f,dv] of each head:
 //   P = diag(decay) S,   S = P + k w^T,   y = S^T q,   w = v or, with correction, w = beta (v - P^T k).

@@ -87,6 +87,15 @@ __device__ void for_numbers(int size, const Body& body) {
   }
 }
 
+/// Calls body(r, c) for the numbers r of all columns of a thread.
+template <int R, int C, class Body>
+__device__ void for_all(int size, const Body& body) {
+  for_numbers<R>(size, [&](int r) {
+#pragma unroll
+    for (int c = 0; c < C; ++c) body(r, c);
+  });
+}
+
 /// How the tokens of a tile lie in shared memory: one after the other, `row` numbers each, of which vectors along the
 /// lanes take `wide`, padded by zeros to what for_numbers() walks over.
 struct Tiling {
@@ -148,6 +157,29 @@ __device__ void walk(int64_t begin, int64_t end, int most, bool idle, const Load
       step(first + t, t);
     }
   }
+}
+
+/// Of state number (i,j) between a chunk of a head and the next.
+template <class Problem>
+__device__ int64_t border_at(const Problem& p, int64_t head, int64_t chunk, int64_t i, int64_t j) {
+  return ((head * (p.chunks.count - 1) + chunk) * p.f + i) * p.dv + j;
+}
+
+template <class A, class Problem>
+__device__ A state_before(const Problem& p, int64_t head, int64_t chunk, int64_t i, int64_t j) {
+  if (i >= p.f || j >= p.dv) return A(0);
+  return chunk == 0 ? p.initial(head, i, j) : p.states[border_at(p, head, chunk - 1, i, j)];
+}
+
+template <class A, class Problem>
+__device__ A gradient_after(const Problem& p, int64_t head, int64_t chunk, int64_t i, int64_t j) {
+  if (i >= p.f || j >= p.dv) return A(0);
+  return chunk == p.chunks.count - 1 ? p.dfinal(head, i, j) : p.gradients[border_at(p, head, chunk, i, j)];
+}
+
+template <class Problem>
+__device__ int64_t end_of(const Problem& p, int64_t chunk) {
+  return min((chunk + 1) * p.chunks.tokens, p.tokens);
 }
 
 }  // namespace margay::kernels::recurrence
