@@ -3,6 +3,7 @@
 
 #include "engine/op.h"
 #include "ops/heads.h"
+#include "ops/recurrence_chunks.h"
 
 namespace margay {
 
@@ -45,6 +46,16 @@ struct DeltaRuleShape {
   int64_t heads() const { return B * H; }
   int64_t state_size() const { return f * dv; }
   int64_t chunks() const { return (T + kChunk - 1) / kChunk; }
+  /// On the GPU: with correction all tokens are one, since it mixes the rows of states.
+  RecurrenceChunks gpu_chunks(bool corrects) const {
+    return corrects ? RecurrenceChunks::one(T) : RecurrenceChunks::cut(heads(), T, f, dv);
+  }
+  int64_t gpu_decays_size(bool corrects) const {
+    return decay == Decay::none ? 0 : gpu_chunks(corrects).borders(heads()) * f;
+  }
+  int64_t states_size(bool corrects, DeviceType device) const {
+    return state_size() * (device == DeviceType::cuda ? gpu_chunks(corrects).borders(heads()) : heads() * chunks());
+  }
   int64_t work() const { return heads() * T * f * dv; }
   /// Pieces of the work, each some neighbouring heads with their own scratch memory.
   int64_t pieces(int64_t scratch_size) const {
@@ -65,13 +76,18 @@ template <class T>
 struct GatedDeltaRuleFwd : DeltaRuleInputs<T> {
   T* y;
   HeadStrides y_strides;
-  acc_t<T>* states;     // [B,H,chunks,f,dv] before each chunk, or null
+  /// [B,H,chunks,f,dv] before each chunk, or null. On the GPU [B,H,chunks - 1,f,dv] between its chunks, never null.
+  acc_t<T>* states;
   acc_t<T>* final;      // [B,H,f,dv] or null
   acc_t<T>* workspace;  // [workspace_size()]
 
   /// Of a piece: the state, and the residual and decays of a token.
   int64_t scratch_size() const { return this->shape.state_size() + this->shape.dv + this->shape.f; }
-  int64_t workspace_size() const { return this->shape.pieces(scratch_size()) * scratch_size(); }
+  /// On the GPU the decays of chunks.
+  int64_t workspace_size(DeviceType device) const {
+    return device == DeviceType::cuda ? this->shape.gpu_decays_size(this->beta != nullptr)
+                                      : this->shape.pieces(scratch_size()) * scratch_size();
+  }
 };
 
 template <class T>
@@ -93,10 +109,13 @@ struct GatedDeltaRuleBwd : DeltaRuleInputs<T> {
     return s.state_size() * (DeltaRuleShape::kChunk + 2) + (s.dv + s.f) * DeltaRuleShape::kChunk;
   }
   /// On the GPU, of every token of every head: gradients of q, of k as what is read and as what is written, and of the
-  /// decay; residuals and their gradients. And what the state after the last token adds to that of the decay.
+  /// decay; residuals and their gradients. What the state after the last token adds to that of the decay. And gradients
+  /// of the states between chunks, and the decays of chunks.
   int64_t gpu_size() const {
     const DeltaRuleShape& s = this->shape;
-    return s.heads() * (s.T * (3 * s.f + 2 * s.dv + 1) + s.f);
+    const bool corrects = this->beta != nullptr;
+    return s.heads() * (s.T * (3 * s.f + 2 * s.dv + 1) + s.f) + s.states_size(corrects, DeviceType::cuda) +
+           s.gpu_decays_size(corrects);
   }
   int64_t workspace_size(DeviceType device) const {
     return device == DeviceType::cuda ? gpu_size() : this->shape.pieces(scratch_size()) * scratch_size();

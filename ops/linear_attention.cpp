@@ -118,7 +118,7 @@ Tensors pull_back(const Call& call, const Tensor& y, const Tensor& inverse, cons
   const DType sums = acc_dtype(y.dtype());
   const Tensors rows = packed_heads(s.B, s.H, s.T, {s.f, s.f, s.dv}, y.dtype(), y.device());
   const Tensor dinitial = want_dinitial ? empty_like(call.initial) : Tensor();
-  const Tensor dstates = empty({s.states_size()}, sums, y.device());
+  const Tensor dstates = empty({s.states_size(y.device().type)}, sums, y.device());
   Tensor workspace;
   op.launch<kernels::LinearAttentionBwd>(y, [&]<class T>(kernels::LinearAttentionBwd<T>& a) {
     call.fill<T>(a);
@@ -152,7 +152,7 @@ LinearAttentionResult attend(const Tensor& q, const Tensor& k, const Tensor& v, 
   const DType sums = acc_dtype(q.dtype());
   const Tensor y = heads_view(empty({s.B, s.T, 1, s.H, s.dv}, q.dtype(), device));
   const Tensor inverse = s.normalise ? empty({s.B, s.H, s.T}, sums, device) : Tensor();
-  const Tensor states = empty({s.states_size()}, sums, device);
+  const Tensor states = empty({s.states_size(device.type)}, sums, device);
   const Tensor final = keep_state ? empty({s.B, s.H, s.features(), s.state_columns()}, sums, device) : Tensor();
   Tensor workspace;
   op.launch<kernels::LinearAttentionFwd>(q, [&]<class T>(kernels::LinearAttentionFwd<T>& a) {

@@ -3,6 +3,7 @@
 
 #include "engine/op.h"
 #include "ops/heads.h"
+#include "ops/recurrence_chunks.h"
 
 namespace margay {
 
@@ -70,8 +71,13 @@ struct LinearAttentionShape {
     return (std::max<int64_t>(tokens, 1) + kTile - 1) / kTile * kTile;
   }
   int64_t chunks() const { return (T + chunk() - 1) / chunk(); }
+  /// On the GPU.
+  RecurrenceChunks gpu_chunks() const { return RecurrenceChunks::cut(heads(), T, features(), state_columns()); }
   /// Elements of the states between the chunks.
-  int64_t states_size() const { return heads() * std::max<int64_t>(0, chunks() - 1) * state_size(); }
+  int64_t states_size(DeviceType device) const {
+    const bool gpu = device == DeviceType::cuda;
+    return state_size() * (gpu ? gpu_chunks().borders(heads()) : heads() * std::max<int64_t>(0, chunks() - 1));
+  }
   int64_t units() const { return heads() * chunks(); }
   /// Pieces of the work, each some neighbouring units with their own scratch memory.
   int64_t pieces(int64_t scratch_size) const {
@@ -93,7 +99,7 @@ struct LinearAttentionFwd {
   T* y;
   HeadStrides y_strides;
   acc_t<T>* inverse;    // [B,H,T] 1 / (sum of weights + eps), or null unless shape.normalise
-  acc_t<T>* states;     // [B,H,chunks - 1,F,columns]: after chunk 0, 1, ...
+  acc_t<T>* states;     // [B,H,chunks - 1,F,columns]: after chunk 0, 1, ... (those of the device)
   acc_t<T>* final;      // [B,H,F,columns] or null
   acc_t<T>* workspace;  // [workspace_size()]
 

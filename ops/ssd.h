@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "engine/op.h"
+#include "ops/recurrence_chunks.h"
 #include "ops/token_rows.h"
 
 namespace margay {
@@ -46,7 +47,14 @@ struct SsdShape {
   }
   int64_t pieces() const { return batch * head_pieces(); }
   int64_t state_size() const { return states * head_dim; }
-  int64_t checkpoints_size() const { return batch * chunks() * heads * state_size(); }
+  /// On the GPU, where heads of all sequences are alike.
+  int64_t all_heads() const { return batch * heads; }
+  RecurrenceChunks gpu_chunks() const { return RecurrenceChunks::cut(all_heads(), length, states, head_dim); }
+  int64_t gpu_decays_size() const { return gpu_chunks().borders(all_heads()) * states; }
+  int64_t checkpoints_size(DeviceType device) const {
+    const bool gpu = device == DeviceType::cuda;
+    return state_size() * (gpu ? gpu_chunks().borders(all_heads()) : batch * chunks() * heads);
+  }
   /// Row length of a chunk's square matrices and of its vectors.
   int64_t stride() const { return (chunk + 15) / 16 * 16; }
 };
@@ -62,13 +70,18 @@ template <class T>
 struct SsdFwd {
   SsdInputs<T> in;
   T *y, *final;
-  acc_t<T>* checkpoints;  // [B, chunks, H, N, P]: the states before every chunk; null if not wanted
+  /// [B, chunks, H, N, P]: the states before every chunk; null if not wanted. On the GPU [B, H, chunks - 1, N, P]:
+  /// those between its chunks, always wanted.
+  acc_t<T>* checkpoints;
   acc_t<T>* workspace;
 
   static int64_t piece_size(const SsdShape& s) {
     return s.stride() * (2 * s.chunk + 5) + s.chunk * s.states + s.heads * s.state_size();
   }
-  static int64_t workspace_size(const SsdShape& s) { return s.pieces() * piece_size(s); }
+  /// On the GPU the decays of chunks.
+  static int64_t workspace_size(const SsdShape& s, DeviceType device) {
+    return device == DeviceType::cuda ? s.gpu_decays_size() : s.pieces() * piece_size(s);
+  }
 };
 
 /// A null dinitial is not wanted; a null dfinal is zero.
@@ -90,8 +103,12 @@ struct SsdBwd {
     return s.head_pieces() > 1 ? 2 * s.head_pieces() * s.batch * s.length * s.states : 0;
   }
   /// On the GPU: gradients of C_t and of step_t B_t, and of the decay, for every token of every head, and what the
-  /// states after the last token add to that of the decay.
-  static int64_t gpu_size(const SsdShape& s) { return s.batch * s.heads * (s.length * (2 * s.states + 1) + s.states); }
+  /// states after the last token add to that of the decay; gradients of the states between chunks, and the decays of
+  /// chunks; dA and dD of every chunk of every head.
+  static int64_t gpu_size(const SsdShape& s) {
+    return s.all_heads() * (s.length * (2 * s.states + 1) + s.states + 2 * s.gpu_chunks().count) +
+           s.checkpoints_size(DeviceType::cuda) + s.gpu_decays_size();
+  }
   static int64_t workspace_size(const SsdShape& s, DeviceType device) {
     return device == DeviceType::cuda ? gpu_size(s) : s.pieces() * piece_size(s) + sums_size(s) + partials_size(s);
   }

@@ -40,14 +40,6 @@ void launch(Cuda context, dim3 grid, dim3 block, void (*kernel)(Parameters...), 
   launch_shared(context, grid, block, 0, kernel, arguments...);
 }
 
-/// Starts a kernel that walks `count` elements by first_index() and index_step(); nothing for no elements.
-template <class... Parameters, class... Arguments>
-void launch_elements(Cuda context, int64_t count, void (*kernel)(Parameters...), const Arguments&... arguments) {
-  constexpr int64_t most_blocks = int64_t{1} << 16;  // more than any GPU runs at a time: the rest is a loop
-  const int64_t blocks = std::min((count + kThreads - 1) / kThreads, most_blocks);
-  if (blocks > 0) launch(context, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), kernel, arguments...);
-}
-
 /// The dynamic shared memory of the block, uninitialised: see launch_shared().
 template <class T>
 __device__ inline T& dynamic_shared() {
@@ -58,6 +50,14 @@ __device__ inline T& dynamic_shared() {
   __shared__ T memory;
   return memory;
 #endif
+}
+
+/// Starts a kernel that walks `count` elements by first_index() and index_step(); nothing for no elements.
+template <class... Parameters, class... Arguments>
+void launch_elements(Cuda context, int64_t count, void (*kernel)(Parameters...), const Arguments&... arguments) {
+  constexpr int64_t most_blocks = int64_t{1} << 16;  // more than any GPU runs at a time: the rest is a loop
+  const int64_t blocks = std::min((count + kThreads - 1) / kThreads, most_blocks);
+  if (blocks > 0) launch(context, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), kernel, arguments...);
 }
 
 /// The first element of this thread, and the distance to its next.

@@ -16,21 +16,30 @@ struct Inputs {
   using A = acc_t<T>;
   DeltaRuleInputs<T> in;
   int64_t heads, tokens, f, dv;
+  RecurrenceChunks chunks;
+  A* chunk_decays;
   A* residuals = nullptr;  // [heads,T,dv], or null
 
-  explicit Inputs(const DeltaRuleInputs<T>& in)
-      : in(in), heads(in.shape.heads()), tokens(in.shape.T), f(in.shape.f), dv(in.shape.dv) {}
+  Inputs(const DeltaRuleInputs<T>& in, A* chunk_decays)
+      : in(in),
+        heads(in.shape.heads()),
+        tokens(in.shape.T),
+        f(in.shape.f),
+        dv(in.shape.dv),
+        chunks(in.shape.gpu_chunks(in.beta != nullptr)),
+        chunk_decays(chunk_decays) {}
   __device__ A element(const T* data, const HeadStrides& strides, int64_t head, int64_t t, int64_t i) const {
     return A(row_of(data, strides, in.shape.H, head, t)[i]);
   }
-  __device__ bool corrects() const { return in.beta != nullptr; }
+  HOST_DEVICE bool corrects() const { return in.beta != nullptr; }
+  HOST_DEVICE bool forgets() const { return in.shape.decay != Decay::none; }
+  HOST_DEVICE bool forgets_features() const { return in.shape.decay == Decay::feature; }
   __device__ A q(int64_t head, int64_t t, int64_t i) const { return element(in.q, in.q_strides, head, t, i); }
   __device__ A k(int64_t head, int64_t t, int64_t i) const { return element(in.k, in.k_strides, head, t, i); }
   __device__ A v(int64_t head, int64_t t, int64_t j) const { return element(in.v, in.v_strides, head, t, j); }
   __device__ A beta(int64_t head, int64_t t) const { return element(in.beta, in.beta_strides, head, t, 0); }
   __device__ A decay(int64_t head, int64_t t, int64_t i) const {
-    if (!in.log_decay) return A(1);
-    return std::exp(element(in.log_decay, in.decay_strides, head, t, in.shape.decay == Decay::feature ? i : 0));
+    return std::exp(element(in.log_decay, in.decay_strides, head, t, forgets_features() ? i : 0));
   }
   __device__ A initial(int64_t head, int64_t i, int64_t j) const {
     return in.initial ? in.initial[(head * f + i) * dv + j] : A(0);
@@ -40,12 +49,14 @@ struct Inputs {
 template <class T>
 struct Forward : Inputs<T> {
   using A = acc_t<T>;
-  T* y;
-  HeadStrides y_strides;
-  A* final;
+  T* y = nullptr;
+  HeadStrides y_strides{};
+  A *states = nullptr, *final = nullptr;
 
-  Forward(const DeltaRuleInputs<T>& in, T* y, const HeadStrides& y_strides, A* final)
-      : Inputs<T>(in), y(y), y_strides(y_strides), final(final) {}
+  explicit Forward(const GatedDeltaRuleFwd<T>& a)
+      : Inputs<T>(a, a.workspace), y(a.y), y_strides(a.y_strides), states(a.states), final(a.final) {}
+  /// For the residuals alone.
+  Forward(const DeltaRuleInputs<T>& in, A* residuals) : Inputs<T>(in, nullptr) { this->residuals = residuals; }
   __device__ void put_y(int64_t head, int64_t t, int64_t j, A value, A residual) const {
     if (y) row_of(y, y_strides, this->in.shape.H, head, t)[j] = T(value);
     if (this->residuals) this->residuals[(head * this->tokens + t) * this->dv + j] = residual;
@@ -60,11 +71,14 @@ struct Backward : Inputs<T> {
   using A = acc_t<T>;
   using Inputs<T>::f, Inputs<T>::dv, Inputs<T>::tokens;
   GatedDeltaRuleBwd<T> a;
-  A *gradients_q, *read, *written, *dw, *ddecay, *end;  // of the workspace
+  const A* states;
+  A *gradients, *gradients_q, *read, *written, *dw, *ddecay, *end;  // of the workspace
 
-  explicit Backward(const GatedDeltaRuleBwd<T>& a) : Inputs<T>(a), a(a) {
+  explicit Backward(const GatedDeltaRuleBwd<T>& a) : Inputs<T>(a, a.workspace), a(a), states(a.states) {
     const int64_t all = this->heads * tokens;
-    gradients_q = a.workspace;
+    const bool corrects = this->corrects();
+    gradients = a.workspace + a.shape.gpu_decays_size(corrects);
+    gradients_q = gradients + a.shape.states_size(corrects, DeviceType::cuda);
     read = gradients_q + all * f;
     written = read + all * f;
     this->residuals = written + all * f;
@@ -131,19 +145,31 @@ __global__ void __launch_bounds__(cuda::kThreads) token_sums(Backward<T> p) {
   }
 }
 
-// A thread per feature of a head, or element of ddecay.
+// A block per 32 neighbouring features of a head: its warps sum stretches of the tokens, then each continues the sums
+// of those after its own.
 template <class T>
 __global__ void __launch_bounds__(cuda::kThreads) feature_decays(Backward<T> p) {
   using A = acc_t<T>;
-  for (int64_t at = cuda::first_index(); at < p.heads * p.f; at += cuda::index_step()) {
-    const int64_t i = at % p.f, head = at / p.f;
-    double sum = static_cast<double>(p.end[at]);
-    for (int64_t t = p.tokens - 1; t >= 0; --t) {
-      sum += static_cast<double>(p.decay_term(head, t, i));
-      p.a.dlog_decay[(head * p.tokens + t) * p.f + i] = T(static_cast<A>(sum));
-    }
+  constexpr int warps = cuda::kThreads / cuda::kWarp;
+  __shared__ double sums[warps][cuda::kWarp];
+  const int64_t blocks = (p.f + cuda::kWarp - 1) / cuda::kWarp, head = blockIdx.x / blocks;
+  const int lane = static_cast<int>(threadIdx.x) % cuda::kWarp, warp = static_cast<int>(threadIdx.x) / cuda::kWarp;
+  const int64_t i = blockIdx.x % blocks * cuda::kWarp + lane, stretch = (p.tokens + warps - 1) / warps;
+  const int64_t begin = min(warp * stretch, p.tokens), end = min(begin + stretch, p.tokens);
+  double sum = 0;
+  for (int64_t t = begin; i < p.f && t < end; ++t) sum += static_cast<double>(p.decay_term(head, t, i));
+  sums[warp][lane] = sum;
+  __syncthreads();
+  if (i >= p.f) return;
+  sum = static_cast<double>(p.end[head * p.f + i]);
+  for (int later = warps - 1; later > warp; --later) sum += sums[later][lane];
+  for (int64_t t = end - 1; t >= begin; --t) {
+    sum += static_cast<double>(p.decay_term(head, t, i));
+    p.a.dlog_decay[(head * p.tokens + t) * p.f + i] = T(static_cast<A>(sum));
   }
 }
+
+// A thread per element of ddecay.
 template <class T>
 __global__ void __launch_bounds__(cuda::kThreads) head_decays(Backward<T> p) {
   for (int64_t at = cuda::first_index(); at < p.heads * p.tokens; at += cuda::index_step())
@@ -154,24 +180,21 @@ __global__ void __launch_bounds__(cuda::kThreads) head_decays(Backward<T> p) {
 
 template <class T>
 void run(Cuda cuda, const GatedDeltaRuleFwd<T>& a) {
-  recurrence::advance<acc_t<T>>(cuda, Forward<T>(a, a.y, a.y_strides, a.final));
+  recurrence::advance<acc_t<T>>(cuda, Forward<T>(a));
 }
 
 template <class T>
 void run(Cuda cuda, const GatedDeltaRuleBwd<T>& a) {
   using A = acc_t<T>;
   const Backward<T> p(a);
-  if (a.beta) {
-    Forward<T> again(a, nullptr, {}, nullptr);
-    again.residuals = p.residuals;
-    recurrence::advance<A>(cuda, again);
-  }
+  if (a.beta) recurrence::advance<A>(cuda, Forward<T>(a, p.residuals));
   recurrence::retreat<A>(cuda, p);
   cuda::launch_elements(cuda, p.heads * p.tokens * p.f, write_rows<T>, p);
   cuda::launch_elements(cuda, p.heads * p.tokens * cuda::kWarp, token_sums<T>, p);
   if (!a.dlog_decay) return;
-  if (a.shape.decay == Decay::feature) return cuda::launch_elements(cuda, p.heads * p.f, feature_decays<T>, p);
-  cuda::launch_elements(cuda, p.heads, recurrence::sum_later<A>, p.ddecay, p.end, p.heads, p.tokens, p.f);
+  if (a.shape.decay == Decay::feature)
+    return recurrence::launch_blocks(cuda, p.heads * ((p.f + cuda::kWarp - 1) / cuda::kWarp), feature_decays<T>, p);
+  recurrence::launch_blocks(cuda, p.heads, recurrence::sum_later<A>, p.ddecay, p.end, p.tokens, p.f);
   cuda::launch_elements(cuda, p.heads * p.tokens, head_decays<T>, p);
 }
 

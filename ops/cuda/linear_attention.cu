@@ -86,6 +86,8 @@ struct Inputs {
   HeadStrides v_strides;
   const A* initial_state;
   int64_t heads, tokens, f, dv;
+  RecurrenceChunks chunks;
+  A* chunk_decays = nullptr;
   A *queries, *keys, *columns;  // [heads,T,F] twice, [heads,T,dv]
 
   template <class Args>
@@ -98,10 +100,13 @@ struct Inputs {
         tokens(a.shape.T),
         f(a.shape.features()),
         dv(a.shape.state_columns()),
+        chunks(a.shape.gpu_chunks()),
         queries(a.workspace),
         keys(queries + heads * tokens * f),
         columns(keys + heads * tokens * f) {}
-  __device__ bool corrects() const { return false; }
+  HOST_DEVICE bool corrects() const { return false; }
+  HOST_DEVICE bool forgets() const { return false; }
+  HOST_DEVICE bool forgets_features() const { return false; }
   __device__ A beta(int64_t, int64_t) const { return A(1); }
   __device__ A beta_dw(int64_t, int64_t, int64_t) const { return A(0); }
   __device__ A decay(int64_t, int64_t, int64_t) const { return A(1); }
@@ -119,8 +124,8 @@ struct Inputs {
 template <class T>
 struct Forward : Inputs<T> {
   using A = acc_t<T>;
-  A* final;
-  explicit Forward(const LinearAttentionFwd<T>& a) : Inputs<T>(a), final(a.final) {}
+  A *states, *final;
+  explicit Forward(const LinearAttentionFwd<T>& a) : Inputs<T>(a), states(a.states), final(a.final) {}
   __device__ void put_y(int64_t head, int64_t t, int64_t j, A y, A) const {
     this->columns[(head * this->tokens + t) * this->dv + j] = y;
   }
@@ -134,11 +139,14 @@ template <class T>
 struct Backward : Inputs<T> {
   using A = acc_t<T>;
   LinearAttentionBwd<T> a;
-  A *dqueries, *dkeys;
+  const A* states;
+  A *gradients, *dqueries, *dkeys;
 
   explicit Backward(const LinearAttentionBwd<T>& a)
       : Inputs<T>(a),
         a(a),
+        states(a.states),
+        gradients(a.dstates),
         dqueries(this->columns + this->heads * this->tokens * this->dv),
         dkeys(dqueries + this->heads * this->tokens * this->f) {}
   __device__ int64_t feature_at(int64_t head, int64_t t, int64_t i) const {

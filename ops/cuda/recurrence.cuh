@@ -1,6 +1,8 @@
 #pragma once
-#include "engine/cuda/launch.cuh"
 #include "engine/cuda/reduce.cuh"
+#include "engine/error.h"
+#include "ops/cuda/recurrence_columns.cuh"
+#include "ops/cuda/recurrence_rows.cuh"
 
 // The recurrence of linear attention, gated_delta_rule and ssd over a state S [f,dv] of each head:
 //   P = diag(decay) S,   S = P + k w^T,   y = S^T q,   w = v or, with correction, w = beta (v - P^T k).
@@ -11,221 +13,151 @@
 //   rows, backwards:     dk as what is written, G w;     with G = decay (G' - k (beta dw)^T) + q dy^T.
 // Log decays get the sums over later tokens of q dq + k dk_read - k dk_written, to which the end adds dfinal . S.
 //
-// A block has kSide columns (or rows), and kSide threads for each, which keep R numbers each in registers.
+// Without correction a chunk of tokens maps S to D S + (what it makes of 0), D the product of its decays. So those are
+// found for all chunks at once, then carried from chunk to chunk by a thread per number of the state, and the passes
+// above walk over all chunks at once; likewise backwards, for G.
+//
 // A problem says what to read and where results go, in numbers of the type A of sums:
-//   heads, tokens, f, dv; corrects(); q, k, decay(head, t, i), v, dy, w, beta_dw(head, t, j), beta(head, t),
-//   initial, dfinal(head, i, j); put_y(head, t, j, y, residual), put_final, put_dinitial(head, i, j, x),
-//   put_dw(head, t, j, dw), put_dq(head, t, i, dq, dk_read), put_dk(head, t, i, dk_written), put_end(head, i, x).
+//   heads, tokens, f, dv; corrects(), forgets(): whether there are betas and decays; forgets_features(): whether decays
+//   differ between features; chunks, one with correction; states, gradients [heads,chunks - 1,f,dv]: of S between
+//   chunks; chunk_decays [heads,chunks - 1,f]; q, k, decay(head, t, i), v, dy, w, beta_dw(head, t, j), beta(head, t),
+//   initial, dfinal(head, i, j); put_y(head, t, j, y, residual, if it corrects), put_final, put_dinitial(head, i, j,
+//   x), put_dw(head, t, j, dw), put_dq(head, t, i, dq, dk_read), put_dk(head, t, i, dk_written), put_end(head, i, x).
+// retreat() expects the states and the residuals that advance() has left.
 
 namespace margay::kernels::recurrence {
 
-inline constexpr int kSide = 16;
-
-template <class A>
-__device__ A sum_side(A value) {
-  for (int distance = kSide / 2; distance > 0; distance /= 2) value += __shfl_xor_sync(0xffffffffu, value, distance);
-  return value;
-}
-
-/// The row or column of a thread, and its place among the threads that share it.
-struct Place {
-  int64_t head, own;
-  int lane;
-  __device__ explicit Place(int64_t size)
-      : head(blockIdx.x / ((size + kSide - 1) / kSide)),
-        own(blockIdx.x % ((size + kSide - 1) / kSide) * kSide + threadIdx.x / kSide),
-        lane(threadIdx.x % kSide) {}
-  /// Whether the whole warp has nothing to do.
-  __device__ bool idle(int64_t size) const { return own - threadIdx.x % cuda::kWarp / kSide >= size; }
-};
-
-template <class A, int R, class Problem>
-__global__ void __launch_bounds__(cuda::kThreads) columns_forwards(Problem p) {
-  const Place at(p.dv);
-  if (at.idle(p.dv)) return;
-  const int64_t j = at.own;
-  const bool exists = j < p.dv;
-  A state[R];
-  for (int r = 0; r < R; ++r) {
-    const int64_t i = at.lane + kSide * r;
-    state[r] = exists && i < p.f ? p.initial(at.head, i, j) : A(0);
-  }
-  for (int64_t t = 0; t < p.tokens; ++t) {
-    A held(0), y(0);
-    for (int r = 0; r < R; ++r) {
-      const int64_t i = at.lane + kSide * r;
-      if (i >= p.f) break;
-      state[r] *= p.decay(at.head, t, i);
-      held += state[r] * p.k(at.head, t, i);
+/// Turns what chunks make of 0 into what they leave after all before them: the states after each, from `initial` on, or
+/// the gradients of the states before each, from `dfinal` on. A thread per number of a state.
+template <class A, bool backwards, class Problem>
+__global__ void __launch_bounds__(cuda::kThreads) carry(Problem p) {
+  constexpr int64_t together = 8;  // reads that do not wait for each other
+  const int64_t size = p.f * p.dv, borders = p.chunks.count - 1;
+  for (int64_t at = cuda::first_index(); at < p.heads * size; at += cuda::index_step()) {
+    const int64_t head = at / size, i = at / p.dv % p.f, j = at % p.dv;
+    const auto border = [&](int64_t n) { return head * borders + (backwards ? borders - 1 - n : n); };
+    A *all, sum;
+    if constexpr (backwards) {
+      all = p.gradients;
+      sum = p.dfinal(head, i, j);
+    } else {
+      all = p.states;
+      sum = p.initial(head, i, j);
     }
-    A w = exists ? p.v(at.head, t, j) : A(0);
-    if (p.corrects()) w -= sum_side(held);
-    const A residual = w;
-    if (p.corrects()) w *= p.beta(at.head, t);
-    for (int r = 0; r < R; ++r) {
-      const int64_t i = at.lane + kSide * r;
-      if (i >= p.f) break;
-      state[r] += p.k(at.head, t, i) * w;
-      y += state[r] * p.q(at.head, t, i);
+    for (int64_t first = 0; first < borders; first += together) {
+      A own[together], decay[together];
+#pragma unroll
+      for (int64_t n = 0; n < together; ++n) {
+        const bool exists = first + n < borders;
+        own[n] = exists ? all[border(first + n) * size + at % size] : A(0);
+        decay[n] = exists && p.forgets() ? p.chunk_decays[border(first + n) * p.f + i] : A(1);
+      }
+#pragma unroll
+      for (int64_t n = 0; n < together; ++n) {
+        sum = decay[n] * sum + own[n];
+        if (first + n < borders) all[border(first + n) * size + at % size] = sum;
+      }
     }
-    y = sum_side(y);
-    if (exists && at.lane == 0) p.put_y(at.head, t, j, y, residual);
-  }
-  for (int r = 0; r < R; ++r) {
-    const int64_t i = at.lane + kSide * r;
-    if (exists && i < p.f) p.put_final(at.head, i, j, state[r]);
   }
 }
 
-template <class A, int R, class Problem>
-__global__ void __launch_bounds__(cuda::kThreads) columns_backwards(Problem p) {
-  const Place at(p.dv);
-  if (at.idle(p.dv)) return;
-  const int64_t j = at.own;
-  const bool exists = j < p.dv;
-  A gradient[R];
-  for (int r = 0; r < R; ++r) {
-    const int64_t i = at.lane + kSide * r;
-    gradient[r] = exists && i < p.f ? p.dfinal(at.head, i, j) : A(0);
-  }
-  for (int64_t t = p.tokens - 1; t >= 0; --t) {
-    const A dy = exists ? p.dy(at.head, t, j) : A(0);
-    A dw(0);
-    for (int r = 0; r < R; ++r) {
-      const int64_t i = at.lane + kSide * r;
-      if (i >= p.f) break;
-      gradient[r] += p.q(at.head, t, i) * dy;
-      dw += gradient[r] * p.k(at.head, t, i);
-    }
-    dw = sum_side(dw);
-    if (exists && at.lane == 0) p.put_dw(at.head, t, j, dw);
-    const A back = p.corrects() ? p.beta(at.head, t) * dw : A(0);
-    for (int r = 0; r < R; ++r) {
-      const int64_t i = at.lane + kSide * r;
-      if (i >= p.f) break;
-      gradient[r] = p.decay(at.head, t, i) * (gradient[r] - p.k(at.head, t, i) * back);
-    }
-  }
-  for (int r = 0; r < R; ++r) {
-    const int64_t i = at.lane + kSide * r;
-    if (exists && i < p.f) p.put_dinitial(at.head, i, j, gradient[r]);
-  }
-}
-
-template <class A, int R, class Problem>
-__global__ void __launch_bounds__(cuda::kThreads) rows_forwards(Problem p) {
-  const Place at(p.f);
-  if (at.idle(p.f)) return;
-  const int64_t i = at.own;
-  const bool exists = i < p.f;
-  A state[R];
-  for (int r = 0; r < R; ++r) {
-    const int64_t j = at.lane + kSide * r;
-    state[r] = exists && j < p.dv ? p.initial(at.head, i, j) : A(0);
-  }
-  for (int64_t t = 0; t < p.tokens; ++t) {
-    const A decay = exists ? p.decay(at.head, t, i) : A(0), key = exists ? p.k(at.head, t, i) : A(0);
-    A dq(0), read(0);
-    for (int r = 0; r < R; ++r) {
-      const int64_t j = at.lane + kSide * r;
-      if (j >= p.dv) break;
-      state[r] *= decay;
-      if (p.corrects()) read -= state[r] * p.beta_dw(at.head, t, j);
-      state[r] += key * p.w(at.head, t, j);
-      dq += state[r] * p.dy(at.head, t, j);
-    }
-    dq = sum_side(dq);
-    read = sum_side(read);
-    if (exists && at.lane == 0) p.put_dq(at.head, t, i, dq, read);
-  }
-  A end(0);
-  for (int r = 0; r < R; ++r) {
-    const int64_t j = at.lane + kSide * r;
-    if (exists && j < p.dv) end += p.dfinal(at.head, i, j) * state[r];
-  }
-  end = sum_side(end);
-  if (exists && at.lane == 0) p.put_end(at.head, i, end);
-}
-
-template <class A, int R, class Problem>
-__global__ void __launch_bounds__(cuda::kThreads) rows_backwards(Problem p) {
-  const Place at(p.f);
-  if (at.idle(p.f)) return;
-  const int64_t i = at.own;
-  const bool exists = i < p.f;
-  A gradient[R];
-  for (int r = 0; r < R; ++r) {
-    const int64_t j = at.lane + kSide * r;
-    gradient[r] = exists && j < p.dv ? p.dfinal(at.head, i, j) : A(0);
-  }
-  for (int64_t t = p.tokens - 1; t >= 0; --t) {
-    const A decay = exists ? p.decay(at.head, t, i) : A(0), key = exists ? p.k(at.head, t, i) : A(0);
-    const A query = exists ? p.q(at.head, t, i) : A(0);
-    A written(0);
-    for (int r = 0; r < R; ++r) {
-      const int64_t j = at.lane + kSide * r;
-      if (j >= p.dv) break;
-      gradient[r] += query * p.dy(at.head, t, j);
-      written += gradient[r] * p.w(at.head, t, j);
-      gradient[r] = decay * (p.corrects() ? gradient[r] - key * p.beta_dw(at.head, t, j) : gradient[r]);
-    }
-    written = sum_side(written);
-    if (exists && at.lane == 0) p.put_dk(at.head, t, i, written);
-  }
-}
-
-/// Calls body.template operator()<R>() with enough registers for `size` numbers in kSide threads.
+/// Calls body.template operator()<R>() with enough registers for `size` numbers in kLanes threads.
 template <class Body>
 void with_registers(int64_t size, const Body& body) {
-  const int64_t needed = (size + kSide - 1) / kSide;
-  if (needed <= 4) {
+  if (size <= 4 * kLanes) {
     body.template operator()<4>();
-  } else if (needed <= 16) {
+  } else if (size <= 16 * kLanes) {
     body.template operator()<16>();
-  } else if (needed <= 256) {
-    body.template operator()<256>();  // in memory, in fact
+  } else if (size <= kMostSize) {
+    body.template operator()<kMostSize / kLanes>();  // in memory, in fact
   } else {
     throw DeviceError("the CUDA kernels of recurrences take states of at most 4096 rows and columns");
   }
 }
 
-template <class Problem>
-dim3 grid_of(const Problem& p, int64_t size) {
-  return dim3(static_cast<unsigned>(p.heads * ((size + kSide - 1) / kSide)));
+/// Starts a pass over `chunks` chunks of all heads, with R numbers in a thread of each of `size` columns or rows.
+template <class A, int R, class Problem>
+void start(Cuda cuda, void (*pass)(Problem, Tiling), const Problem& p, int64_t chunks, int64_t size,
+           const Tiling& tiling) {
+  const int64_t width = kGroups * kColumns<R>, blocks = p.heads * chunks * ((size + width - 1) / width);
+  if (blocks > 0)
+    cuda::launch_shared(cuda, dim3(static_cast<unsigned>(blocks)), dim3(kThreads),
+                        static_cast<size_t>(tiling.tokens) * static_cast<size_t>(tiling.row) * sizeof(A), pass, p,
+                        tiling);
 }
 
-/// y, and the states after the last token.
+template <class A, int R, class Problem>
+Tiling columns_tiling(const Problem& p) {
+  const int wide = padded(p.f);
+  return tiling_of<A>(wide, ColumnToken<A>::row_of(p, wide, kGroups * kColumns<R>));
+}
+
+template <class A, int R, class Problem>
+Tiling rows_tiling(const Problem& p) {
+  const int wide = padded(p.dv);
+  return tiling_of<A>(wide, RowToken<A>::row_of(p, wide, kGroups * kColumns<R>));
+}
+
+/// y, and the states between chunks and after the last token.
 template <class A, class Problem>
 void advance(Cuda cuda, const Problem& p) {
-  const dim3 grid = grid_of(p, p.dv);
-  if (grid.x == 0) return;
-  with_registers(p.f,
-                 [&]<int R>() { cuda::launch(cuda, grid, dim3(cuda::kThreads), columns_forwards<A, R, Problem>, p); });
-}
-
-/// Everything that goes backwards; residuals have to be there.
-template <class A, class Problem>
-void retreat(Cuda cuda, const Problem& p) {
-  const dim3 columns = grid_of(p, p.dv), rows = grid_of(p, p.f), threads(cuda::kThreads);
-  if (columns.x > 0)
-    with_registers(p.f, [&]<int R>() { cuda::launch(cuda, columns, threads, columns_backwards<A, R, Problem>, p); });
-  if (rows.x == 0) return;
-  with_registers(p.dv, [&]<int R>() {
-    cuda::launch(cuda, rows, threads, rows_forwards<A, R, Problem>, p);
-    cuda::launch(cuda, rows, threads, rows_backwards<A, R, Problem>, p);
+  with_registers(p.f, [&]<int R>() {
+    const Tiling tiling = columns_tiling<A, R>(p);
+    if (p.chunks.count > 1) {
+      start<A, R>(cuda, columns_forwards<A, R, true, Problem>, p, p.chunks.count - 1, p.dv, tiling);
+      cuda::launch_elements(cuda, p.heads * p.f * p.dv, carry<A, false, Problem>, p);
+    }
+    start<A, R>(cuda, columns_forwards<A, R, false, Problem>, p, p.chunks.count, p.dv, tiling);
   });
 }
 
-/// Turns x[head, t] into its sums over t and later tokens, plus the sum of end[head, f]; a thread per head.
-template <class A>
-__global__ void __launch_bounds__(cuda::kThreads) sum_later(A* x, const A* end, int64_t heads, int64_t T, int64_t f) {
-  for (int64_t head = cuda::first_index(); head < heads; head += cuda::index_step()) {
-    double sum = 0;
-    for (int64_t i = 0; i < f; ++i) sum += static_cast<double>(end[head * f + i]);
-    for (int64_t t = T - 1; t >= 0; --t) {
-      sum += static_cast<double>(x[head * T + t]);
-      x[head * T + t] = static_cast<A>(sum);
+/// Everything that goes backwards.
+template <class A, class Problem>
+void retreat(Cuda cuda, const Problem& p) {
+  with_registers(p.f, [&]<int R>() {
+    const Tiling tiling = columns_tiling<A, R>(p);
+    if (p.chunks.count > 1) {
+      start<A, R>(cuda, columns_backwards<A, R, true, Problem>, p, p.chunks.count - 1, p.dv, tiling);
+      cuda::launch_elements(cuda, p.heads * p.f * p.dv, carry<A, true, Problem>, p);
     }
+    start<A, R>(cuda, columns_backwards<A, R, false, Problem>, p, p.chunks.count, p.dv, tiling);
+  });
+  with_registers(p.dv, [&]<int R>() {
+    const Tiling tiling = rows_tiling<A, R>(p);
+    start<A, R>(cuda, rows_forwards<A, R, Problem>, p, p.chunks.count, p.f, tiling);
+    start<A, R>(cuda, rows_backwards<A, R, Problem>, p, p.chunks.count, p.f, tiling);
+  });
+}
+
+/// Starts a kernel with a block of cuda::kThreads for each of `count` things.
+template <class... Parameters, class... Arguments>
+void launch_blocks(Cuda cuda, int64_t count, void (*kernel)(Parameters...), const Arguments&... arguments) {
+  if (count > 0) cuda::launch(cuda, dim3(static_cast<unsigned>(count)), dim3(cuda::kThreads), kernel, arguments...);
+}
+
+/// x[head, t] becomes the sum of x over t and later tokens, plus that of end[head, f]; a block per head.
+template <class A>
+__global__ void __launch_bounds__(cuda::kThreads) sum_later(A* x, const A* end, int64_t T, int64_t f) {
+  constexpr int warps = cuda::kThreads / cuda::kWarp;
+  __shared__ double sums[warps];  // of the tokens of each
+  const int64_t head = blockIdx.x;
+  const int lane = static_cast<int>(threadIdx.x) % cuda::kWarp, warp = static_cast<int>(threadIdx.x) / cuda::kWarp;
+  double later = 0;
+  for (int64_t i = threadIdx.x; i < f; i += cuda::kThreads) later += static_cast<double>(end[head * f + i]);
+  later = cuda::block_reduce<cuda::Sum>(later);
+  for (int64_t tile = (T - 1) / cuda::kThreads; T > 0 && tile >= 0; --tile) {
+    const int64_t t = tile * cuda::kThreads + threadIdx.x;
+    double sum = t < T ? static_cast<double>(x[head * T + t]) : 0;
+    for (int distance = 1; distance < cuda::kWarp; distance *= 2) {
+      const double other = __shfl_down_sync(0xffffffffu, sum, static_cast<unsigned>(distance));
+      if (lane + distance < cuda::kWarp) sum += other;
+    }
+    __syncthreads();  // the sums of the tile before have been read
+    if (lane == 0) sums[warp] = sum;
+    __syncthreads();
+    for (int other = warps - 1; other > warp; --other) sum += sums[other];
+    if (t < T) x[head * T + t] = static_cast<A>(sum + later);
+    for (int other = warps - 1; other >= 0; --other) later += sums[other];
   }
 }
 

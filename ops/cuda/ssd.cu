@@ -5,8 +5,8 @@
 namespace margay::kernels {
 namespace {
 
-// The recurrence with q = C_t, k = step_t B_t, v = x_t and the decay e^(step_t A), one token after the other: not the
-// chunks of matrix products that the CPU has.
+// The recurrence with q = C_t, k = step_t B_t, v = x_t and the decay e^(step_t A), token after token inside its chunks:
+// not the matrix products that the CPU has.
 
 template <class T>
 __device__ const T* token_of(const TokenRows<const T>& rows, int64_t batch, int64_t token) {
@@ -19,13 +19,17 @@ struct Inputs {
   using A = acc_t<T>;
   SsdInputs<T> in;
   int64_t heads, tokens, f, dv;
+  RecurrenceChunks chunks;
+  A* chunk_decays;
 
-  explicit Inputs(const SsdInputs<T>& in)
+  Inputs(const SsdInputs<T>& in, A* chunk_decays)
       : in(in),
-        heads(in.shape.batch * in.shape.heads),
+        heads(in.shape.all_heads()),
         tokens(in.shape.length),
         f(in.shape.states),
-        dv(in.shape.head_dim) {}
+        dv(in.shape.head_dim),
+        chunks(in.shape.gpu_chunks()),
+        chunk_decays(chunk_decays) {}
   __device__ int64_t batch_of(int64_t head) const { return head / in.shape.heads; }
   __device__ int64_t head_of(int64_t head) const { return head % in.shape.heads; }
   __device__ A step(int64_t head, int64_t t) const { return A(token_of(in.step, batch_of(head), t)[head_of(head)]); }
@@ -37,7 +41,9 @@ struct Inputs {
     return ((batch_of(head) * tokens + t) * in.shape.heads + head_of(head)) * dv + j;
   }
 
-  __device__ bool corrects() const { return false; }
+  HOST_DEVICE bool corrects() const { return false; }
+  HOST_DEVICE bool forgets() const { return true; }
+  HOST_DEVICE bool forgets_features() const { return false; }
   __device__ A beta(int64_t, int64_t) const { return A(1); }
   __device__ A beta_dw(int64_t, int64_t, int64_t) const { return A(0); }
   __device__ A decay(int64_t head, int64_t t, int64_t) const { return std::exp(step(head, t) * rate(head)); }
@@ -55,8 +61,9 @@ struct Inputs {
 template <class T>
 struct Forward : Inputs<T> {
   using A = acc_t<T>;
+  A* states;
   T *y, *final;
-  explicit Forward(const SsdFwd<T>& a) : Inputs<T>(a.in), y(a.y), final(a.final) {}
+  explicit Forward(const SsdFwd<T>& a) : Inputs<T>(a.in, a.workspace), states(a.checkpoints), y(a.y), final(a.final) {}
   __device__ void put_y(int64_t head, int64_t t, int64_t j, A value, A) const {
     y[this->channel_at(head, t, j)] = T(value + this->skip(head) * this->v(head, t, j));
   }
@@ -70,15 +77,21 @@ struct Backward : Inputs<T> {
   using A = acc_t<T>;
   using Inputs<T>::f, Inputs<T>::dv, Inputs<T>::tokens;
   SsdBwd<T> a;
-  A *dq, *dk, *ddecay, *end;  // [B,H,L,N] twice, [B,H,L], [B,H,N]
+  const A* states;
+  A *gradients, *dq, *dk, *ddecay, *end;  // states twice, [B,H,L,N] twice, [B,H,L], [B,H,N]
+  A *dA, *dD;                             // [H,B,chunks] twice
 
   explicit Backward(const SsdBwd<T>& a)
-      : Inputs<T>(a.in),
+      : Inputs<T>(a.in, a.workspace),
         a(a),
-        dq(a.workspace),
+        states(a.checkpoints),
+        gradients(a.workspace + a.in.shape.gpu_decays_size()),
+        dq(gradients + a.in.shape.checkpoints_size(DeviceType::cuda)),
         dk(dq + this->heads * tokens * f),
         ddecay(dk + this->heads * tokens * f),
-        end(ddecay + this->heads * tokens) {}
+        end(ddecay + this->heads * tokens),
+        dA(end + this->heads * f),
+        dD(dA + this->heads * this->chunks.count) {}
   __device__ A dy(int64_t head, int64_t t, int64_t j) const { return A(a.dy[this->channel_at(head, t, j)]); }
   __device__ A dfinal(int64_t head, int64_t i, int64_t j) const {
     return a.dfinal ? A(a.dfinal[(head * f + i) * dv + j]) : A(0);
@@ -147,18 +160,32 @@ __global__ void __launch_bounds__(cuda::kThreads) state_gradients(Backward<T> p)
   }
 }
 
-// dA = sum of step d(log decay), dD = sum of x dy; a block per head.
+// dA = sum of step d(log decay), dD = sum of x dy: a block per chunk of a head of a sequence, then one per head.
+template <class T>
+__global__ void __launch_bounds__(cuda::kThreads) chunk_gradients(Backward<T> p) {
+  using A = acc_t<T>;
+  const int64_t head = blockIdx.x / p.chunks.count, chunk = blockIdx.x % p.chunks.count;
+  const int64_t begin = chunk * p.chunks.tokens, end = min(begin + p.chunks.tokens, p.tokens);
+  A dA(0), dD(0);
+  for (int64_t t = begin + threadIdx.x; t < end; t += cuda::kThreads)
+    dA += p.step(head, t) * p.ddecay[head * p.tokens + t];
+  for (int64_t t = begin + threadIdx.x / cuda::kWarp; t < end; t += cuda::kThreads / cuda::kWarp)
+    for (int64_t j = threadIdx.x % cuda::kWarp; j < p.dv; j += cuda::kWarp) dD += p.v(head, t, j) * p.dy(head, t, j);
+  dA = cuda::block_reduce<cuda::Sum>(dA);
+  dD = cuda::block_reduce<cuda::Sum>(dD);
+  if (threadIdx.x > 0) return;
+  const int64_t to = (p.head_of(head) * p.in.shape.batch + p.batch_of(head)) * p.chunks.count + chunk;
+  p.dA[to] = dA;
+  p.dD[to] = dD;
+}
 template <class T>
 __global__ void __launch_bounds__(cuda::kThreads) head_gradients(Backward<T> p) {
   using A = acc_t<T>;
-  const SsdShape& s = p.in.shape;
+  const int64_t parts = p.in.shape.batch * p.chunks.count;
   A dA(0), dD(0);
-  for (int64_t batch = 0; batch < s.batch; ++batch) {
-    const int64_t head = batch * s.heads + blockIdx.x;
-    for (int64_t t = threadIdx.x; t < s.length; t += cuda::kThreads)
-      dA += p.step(head, t) * p.ddecay[head * s.length + t];
-    for (int64_t i = threadIdx.x; i < s.length * s.head_dim; i += cuda::kThreads)
-      dD += p.v(head, i / s.head_dim, i % s.head_dim) * p.dy(head, i / s.head_dim, i % s.head_dim);
+  for (int64_t n = threadIdx.x; n < parts; n += cuda::kThreads) {
+    dA += p.dA[blockIdx.x * parts + n];
+    dD += p.dD[blockIdx.x * parts + n];
   }
   dA = cuda::block_reduce<cuda::Sum>(dA);
   dD = cuda::block_reduce<cuda::Sum>(dD);
@@ -181,10 +208,11 @@ void run(Cuda cuda, const SsdBwd<T>& a) {
   const Backward<T> p(a);
   recurrence::retreat<A>(cuda, p);
   cuda::launch_elements(cuda, p.heads * p.tokens * cuda::kWarp, decay_terms<T>, p);
-  cuda::launch_elements(cuda, p.heads, recurrence::sum_later<A>, p.ddecay, p.end, p.heads, p.tokens, p.f);
+  recurrence::launch_blocks(cuda, p.heads, recurrence::sum_later<A>, p.ddecay, p.end, p.tokens, p.f);
   cuda::launch_elements(cuda, p.heads * p.tokens * cuda::kWarp, step_gradient<T>, p);
   cuda::launch_elements(cuda, s.batch * s.length * s.states, state_gradients<T>, p);
-  if (s.heads > 0) cuda::launch(cuda, dim3(static_cast<unsigned>(s.heads)), dim3(cuda::kThreads), head_gradients<T>, p);
+  recurrence::launch_blocks(cuda, p.heads * p.chunks.count, chunk_gradients<T>, p);
+  recurrence::launch_blocks(cuda, s.heads, head_gradients<T>, p);
 }
 
 template void run(Cuda, const SsdFwd<float>&);
