@@ -117,11 +117,12 @@ void with_packed_rows(int64_t C, const Body& body, const Ts*... data) {
     if (C <= longest_of_warp) return body.template operator()<PackedRow<WarpTeam, 1, 0>>();
     return body.template operator()<PackedRow<BlockTeam, 1, 0>>();
   }
+  constexpr int most = std::min(8, 32 / N);  // packs of a thread whose elements fit in its registers two or three times
   using Lanes = LaneTeam<8>;
   const int64_t packs = C / N;
   if (packs <= 2 * Lanes::kSize) return body.template operator()<PackedRow<Lanes, N, 2>>();
   if (packs <= 2 * WarpTeam::kSize) return body.template operator()<PackedRow<WarpTeam, N, 2>>();
-  if (packs <= 8 * WarpTeam::kSize) return body.template operator()<PackedRow<WarpTeam, N, 8>>();
+  if (packs <= most * WarpTeam::kSize) return body.template operator()<PackedRow<WarpTeam, N, most>>();
   if (packs <= 4 * BlockTeam::kSize) return body.template operator()<PackedRow<BlockTeam, N, 4>>();
   return body.template operator()<PackedRow<BlockTeam, N, 0>>();
 }

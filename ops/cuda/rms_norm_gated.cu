@@ -39,17 +39,18 @@ __global__ void __launch_bounds__(cuda::kThreads) backward(RmsNormGatedBwd<T> a)
     const A s = a.inv_rms[r];
     const auto term = [=](A x, A z, A dy, A weight) { return dy * weight * (x * functors::Silu::value(z) * s); };
     const A mean = row.sum(term, x, z, dy, weight) / A(a.C);
-    const auto du = [=](A x, A silu, A dy, A weight) { return (dy * weight - x * silu * (s * mean)) * s; };
-    const auto dx = [=](A x, A z, A dy, A weight) {
-      const A silu = functors::Silu::value(z);
-      return du(x, silu, dy, weight) * silu;
-    };
-    const auto dz = [=](A x, A z, A dy, A weight) {
-      const A silu = functors::Silu::value(z);
-      return du(x, silu, dy, weight) * x * functors::Silu::derivative(z, silu);
-    };
-    row.write(a.dx + start, dx, x, z, dy, weight);
-    row.write(a.dz + start, dz, x, z, dy, weight);
+    row.each([&](int p, auto i) {
+      const auto xs = x(p, i), zs = z(p, i), dys = dy(p, i), weights = weight(p, i);
+      cuda::Pack<T, Row::kPack> dx, dz;
+      for (int k = 0; k < Row::kPack; ++k) {
+        const A x(xs[k]), z(zs[k]), silu = functors::Silu::value(z);
+        const A du = (A(dys[k]) * A(weights[k]) - x * silu * (s * mean)) * s;
+        dx[k] = T(du * silu);
+        dz[k] = T(du * x * functors::Silu::derivative(z, silu));
+      }
+      cuda::store(a.dx + start + i, dx);
+      cuda::store(a.dz + start + i, dz);
+    });
   }
 }
 
