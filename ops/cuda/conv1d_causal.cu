@@ -1,5 +1,7 @@
 #include "ops/conv1d_causal.h"
 
+#include <algorithm>
+
 #include "engine/cuda/packs.cuh"
 #include "engine/cuda/reduce.cuh"
 
@@ -8,6 +10,10 @@ namespace {
 
 constexpr int kRun = 32;  // tokens that a thread goes through
 constexpr int kStep = 4;  // of them it reads at a time
+
+/// Channels that a thread of the kernels for short filters has: more of bf16 would not fit in its registers.
+template <class T>
+constexpr int kChannels = std::min(4, cuda::kPackOf<T>);
 
 /// The taps of channel c.
 template <class T>
@@ -125,7 +131,7 @@ __global__ void __launch_bounds__(cuda::kThreads) long_filter(Filter<T> a) {
 /// False where filters are longer than those.
 template <class T, class Body>
 bool with_short_filter(int64_t W, bool has_packs, const Body& body) {
-  constexpr int N = cuda::kPackOf<T>;
+  constexpr int N = kChannels<T>;
   if (W > 8) return false;
   if (W > 4) {
     has_packs ? body.template operator()<N, 8>() : body.template operator()<1, 8>();
@@ -137,7 +143,7 @@ bool with_short_filter(int64_t W, bool has_packs, const Body& body) {
 
 template <class T>
 void filter(Cuda cuda, const Filter<T>& a) {
-  constexpr int most = cuda::kPackOf<T>;
+  constexpr int most = kChannels<T>;
   const ConvShape& s = a.x.shape;
   const bool has_packs = a.x.template has_packs<most>() && cuda::aligned<most>(a.bias, a.y);
   const auto launch = [&]<int N, int K>() {
@@ -188,11 +194,11 @@ constexpr int kWarps = ConvShape::kRowsPerUnit / kRun;  // of a block: a run of 
 // W <= K: a lane per pack of channels; a block goes through the stretches of time of a piece.
 template <int N, int K, class T>
 __global__ void __launch_bounds__(cuda::kWarp* kWarps)
-    short_piece_sums(Sequences<T> x, Sequences<T> dy, int64_t pieces, acc_t<T>* sums) {
+    short_piece_sums(Sequences<T> x, Sequences<T> dy, int64_t pieces, int64_t units, acc_t<T>* sums) {
   using A = acc_t<T>;
   __shared__ cuda::Pack<A, N> shared[kWarps][cuda::kWarp];
   const ConvShape& s = x.shape;
-  const int64_t stretches = (s.L + s.kRowsPerUnit - 1) / s.kRowsPerUnit, units = s.units(), piece = blockIdx.y;
+  const int64_t stretches = (s.L + s.kRowsPerUnit - 1) / s.kRowsPerUnit, piece = blockIdx.y;
   const int64_t c = (int64_t{blockIdx.x} * cuda::kWarp + threadIdx.x) * N;
   cuda::Pack<A, N> sum[K + 1];
 #pragma unroll
@@ -236,10 +242,9 @@ __global__ void __launch_bounds__(cuda::kWarp* kWarps)
 
 // Any W: a thread per sum.
 template <class T>
-__global__ void __launch_bounds__(cuda::kThreads)
-    long_piece_sums(Conv1dCausalBwd<T> a, int64_t pieces, acc_t<T>* sums) {
+__global__ void __launch_bounds__(cuda::kThreads) long_piece_sums(Conv1dCausalBwd<T> a, int64_t pieces, int64_t units) {
   const ConvShape& s = a.shape;
-  const int64_t size = (s.W + 1) * s.C, units = s.units();
+  const int64_t size = (s.W + 1) * s.C;
   const int64_t stretches = (s.L + s.kRowsPerUnit - 1) / s.kRowsPerUnit;
   for (int64_t i = cuda::first_index(); i < pieces * size; i += cuda::index_step()) {
     const int64_t c = i % s.C, w = i / s.C % (s.W + 1), piece = i / size;
@@ -248,13 +253,13 @@ __global__ void __launch_bounds__(cuda::kThreads)
       const int64_t begin = unit % stretches * s.kRowsPerUnit;
       sum += stretch_sum(a, unit / stretches, begin, min(s.L, begin + s.kRowsPerUnit), w, c);
     }
-    sums[i] = sum;
+    a.workspace[i] = sum;
   }
 }
 
 template <class T>
 void piece_sums(Cuda cuda, const Conv1dCausalBwd<T>& a) {
-  constexpr int most = cuda::kPackOf<T>;
+  constexpr int most = kChannels<T>;
   const ConvShape& s = a.shape;
   const int64_t pieces = s.pieces();
   if (pieces == 0 || s.C == 0) return;
@@ -263,10 +268,11 @@ void piece_sums(Cuda cuda, const Conv1dCausalBwd<T>& a) {
       x.template has_packs<most>() && dy.template has_packs<most>() && cuda::aligned<most>(a.workspace);
   const auto launch = [&]<int N, int K>() {
     const dim3 grid(static_cast<unsigned>((s.C / N + cuda::kWarp - 1) / cuda::kWarp), static_cast<unsigned>(pieces));
-    cuda::launch(cuda, grid, dim3(cuda::kWarp, kWarps), short_piece_sums<N, K, T>, x, dy, pieces, a.workspace);
+    cuda::launch(cuda, grid, dim3(cuda::kWarp, kWarps), short_piece_sums<N, K, T>, x, dy, pieces, s.units(),
+                 a.workspace);
   };
   if (!with_short_filter<T>(s.W, has_packs, launch))
-    cuda::launch_elements(cuda, pieces * (s.W + 1) * s.C, long_piece_sums<T>, a, pieces, a.workspace);
+    cuda::launch_elements(cuda, pieces * (s.W + 1) * s.C, long_piece_sums<T>, a, pieces, s.units());
 }
 
 /// total[k], for tap k % W of filter k / W: the sum over the pieces and over the `shared` channels of the filter. A

@@ -59,11 +59,16 @@ __global__ void __launch_bounds__(cuda::kThreads) backward(LayerNormBwd<T> a) {
 template <class T>
 struct ParameterTerms {
   LayerNormBwd<T> a;
-  __device__ void operator()(int64_t row, int64_t c, acc_t<T> (&values)[2]) const {
+  template <int N>
+  __device__ void operator()(int64_t row, int64_t c, cuda::Pack<acc_t<T>, N> (&values)[2]) const {
     using A = acc_t<T>;
-    const A dy(a.dy[row * a.C + c]);
-    values[0] = dy * ((A(a.x[row * a.C + c]) - a.mean[row]) * a.inv_std[row]);
-    values[1] = dy;
+    const int64_t at = row * a.C + c;
+    const auto dy = cuda::load<N>(a.dy + at);
+    const auto term = [mean = a.mean[row], inv_std = a.inv_std[row]](T dy, T x) {
+      return A(dy) * ((A(x) - mean) * inv_std);
+    };
+    values[0] = cuda::map(term, dy, cuda::load<N>(a.x + at));
+    values[1] = cuda::map([](T dy) { return A(dy); }, dy);
   }
 };
 
@@ -77,8 +82,10 @@ void run(Cuda cuda, const LayerNormFwd<T>& a) {
 
 template <class T>
 void run(Cuda cuda, const LayerNormBwd<T>& a) {
-  if (a.dweight)
-    cuda::sum_columns<2>(cuda, ParameterTerms<T>{a}, a.rows, a.C, a.kRowsPerPiece, a.workspace, {a.dweight, a.dbias});
+  if (a.dweight) {
+    const cuda::ColumnTotals<2, T> totals{{a.dweight, a.dbias}};
+    cuda::sum_columns(cuda, ParameterTerms<T>{a}, a.rows, a.C, a.kRowsPerPiece, a.workspace, totals, {a.x, a.dy});
+  }
   if (!a.dx) return;
   const auto launch = [&]<class Row>() { Row::launch(cuda, a.rows, backward<Row, T>, a); };
   cuda::with_packed_rows<T>(a.C, launch, a.x, a.weight, a.dy, a.dresidual, a.dx);

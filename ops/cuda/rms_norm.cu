@@ -40,9 +40,12 @@ __global__ void __launch_bounds__(cuda::kThreads) backward(RmsNormBwd<T> a) {
 template <class T>
 struct WeightTerm {
   RmsNormBwd<T> a;
-  __device__ void operator()(int64_t row, int64_t c, acc_t<T> (&values)[1]) const {
+  template <int N>
+  __device__ void operator()(int64_t row, int64_t c, cuda::Pack<acc_t<T>, N> (&values)[1]) const {
     using A = acc_t<T>;
-    values[0] = A(a.dy[row * a.C + c]) * (A(a.x[row * a.C + c]) * a.inv_rms[row]);
+    const int64_t at = row * a.C + c;
+    const auto term = [s = a.inv_rms[row]](T dy, T x) { return A(dy) * (A(x) * s); };
+    values[0] = cuda::map(term, cuda::load<N>(a.dy + at), cuda::load<N>(a.x + at));
   }
 };
 
@@ -56,7 +59,8 @@ void run(Cuda cuda, const RmsNormFwd<T>& a) {
 
 template <class T>
 void run(Cuda cuda, const RmsNormBwd<T>& a) {
-  cuda::sum_columns<1>(cuda, WeightTerm<T>{a}, a.rows, a.C, a.kRowsPerPiece, a.workspace, {a.dweight});
+  const cuda::ColumnTotals<1, T> totals{{a.dweight}};
+  cuda::sum_columns(cuda, WeightTerm<T>{a}, a.rows, a.C, a.kRowsPerPiece, a.workspace, totals, {a.x, a.dy});
   const auto launch = [&]<class Row>() { Row::launch(cuda, a.rows, backward<Row, T>, a); };
   cuda::with_packed_rows<T>(a.C, launch, a.x, a.weight, a.dy, a.dx);
 }

@@ -58,10 +58,12 @@ __global__ void __launch_bounds__(cuda::kThreads) backward(RmsNormGatedBwd<T> a)
 template <class T>
 struct WeightTerm {
   RmsNormGatedBwd<T> a;
-  __device__ void operator()(int64_t row, int64_t c, acc_t<T> (&values)[1]) const {
+  template <int N>
+  __device__ void operator()(int64_t row, int64_t c, cuda::Pack<acc_t<T>, N> (&values)[1]) const {
     using A = acc_t<T>;
     const int64_t at = row * a.C + c;
-    values[0] = A(a.dy[at]) * (A(a.x[at]) * functors::Silu::value(A(a.z[at])) * a.inv_rms[row]);
+    const auto term = [s = a.inv_rms[row]](T dy, T x, T z) { return A(dy) * (A(x) * functors::Silu::value(A(z)) * s); };
+    values[0] = cuda::map(term, cuda::load<N>(a.dy + at), cuda::load<N>(a.x + at), cuda::load<N>(a.z + at));
   }
 };
 
@@ -75,7 +77,8 @@ void run(Cuda cuda, const RmsNormGatedFwd<T>& a) {
 
 template <class T>
 void run(Cuda cuda, const RmsNormGatedBwd<T>& a) {
-  cuda::sum_columns<1>(cuda, WeightTerm<T>{a}, a.rows, a.C, a.kRowsPerPiece, a.workspace, {a.dweight});
+  const cuda::ColumnTotals<1, T> totals{{a.dweight}};
+  cuda::sum_columns(cuda, WeightTerm<T>{a}, a.rows, a.C, a.kRowsPerPiece, a.workspace, totals, {a.x, a.z, a.dy});
   const auto launch = [&]<class Row>() { Row::launch(cuda, a.rows, backward<Row, T>, a); };
   cuda::with_packed_rows<T>(a.C, launch, a.x, a.z, a.weight, a.dy, a.dx, a.dz);
 }
