@@ -44,7 +44,7 @@ struct AdamW {
   int64_t count, blocks;
   const double* hyper;
   AdamWOptions options;
-  static constexpr int64_t kBlock = 16384;  // elements; a block lies in one tensor
+  static constexpr int64_t kBlock = 4096;  // elements; a block lies in one tensor
 };
 template <class T>
 void run(Cpu, const AdamW<T>&);

@@ -3,6 +3,7 @@
 #include "engine/cuda/elements.cuh"
 #include "engine/cuda/launch.cuh"
 #include "engine/cuda/nest.cuh"
+#include "engine/cuda/packs.cuh"
 #include "engine/cuda/reduce.cuh"
 #include "engine/for_dtype.h"
 #include "engine/reduction_axes.h"
@@ -12,12 +13,13 @@ namespace margay::cuda {
 namespace {
 
 template <class T>
-__global__ void add_kernel(Nest<2> nest, T* to, const T* from) {
-  for (int64_t i = first_index(); i < nest.count; i += index_step()) {
+__global__ void add_kernel(Packs<kPackOf<T>> packs, Nest<2> nest, T* to, const T* from) {
+  packs.walk([&]<int N>(int64_t i) {
     int64_t at[2];
     nest.offsets(i, at);
-    to[at[0]] = T(acc_t<T>(to[at[0]]) + acc_t<T>(from[at[1]]));
-  }
+    const auto sum = [](T a, T b) { return T(acc_t<T>(a) + acc_t<T>(b)); };
+    store(to + at[0], map(sum, load<N>(to + at[0]), load<N>(from + at[1], nest.repeats(1))));
+  });
 }
 
 constexpr int64_t kChunk = 4096;  // terms that one block sums for a result
@@ -122,8 +124,9 @@ void accumulate(Cuda context, const Region& to, const Region& from, CachingAlloc
   for_dtype(to.dtype, FloatTypes{}, [&]<class T>() {
     if (to.shape == from.shape) {
       const Nest<2> nest(StridedLoop<2>(to.shape, {to.strides, from.strides}));
-      launch_elements(context, nest.count, add_kernel<T>, nest, static_cast<T*>(to.data),
-                      static_cast<const T*>(from.data));
+      T* const target = static_cast<T*>(to.data);
+      const T* const source = static_cast<const T*>(from.data);
+      launch_packs(context, Packs<kPackOf<T>>(nest, target, source), add_kernel<T>, nest, target, source);
     } else {
       add_reduced<T>(context, to, from, allocator);
     }

@@ -3,33 +3,39 @@
 #include <stdexcept>
 
 #include "engine/convert.h"
-#include "engine/cuda/launch.cuh"
 #include "engine/cuda/nest.cuh"
+#include "engine/cuda/packs.cuh"
 #include "engine/for_dtype.h"
 
 namespace margay::cuda {
 namespace {
 
 template <class T>
-__global__ void fill_kernel(Nest<1> nest, T* to, T value) {
-  for (int64_t i = first_index(); i < nest.count; i += index_step()) to[nest.offset(i)] = value;
+__global__ void fill_kernel(Packs<kPackOf<T>> packs, Nest<1> nest, T* to, T value) {
+  packs.walk([&]<int N>(int64_t i) { store(to + nest.offset(i), repeat<N>(value)); });
 }
 
 template <class To, class From>
-__global__ void copy_kernel(Nest<2> nest, To* to, const From* from) {
-  for (int64_t i = first_index(); i < nest.count; i += index_step()) {
+__global__ void copy_kernel(Packs<kPackOf<To, From>> packs, Nest<2> nest, To* to, const From* from) {
+  packs.walk([&]<int N>(int64_t i) {
     int64_t at[2];
     nest.offsets(i, at);
-    to[at[0]] = convert<To>(from[at[1]]);
-  }
+    const auto values = load<N>(from + at[1], nest.repeats(1));
+    store(to + at[0], map([](From value) { return convert<To>(value); }, values));
+  });
 }
 
 template <class T>
-__global__ void find_non_finite_kernel(Nest<1> nest, const T* values, int32_t* flag) {
-  for (int64_t i = first_index(); i < nest.count; i += index_step()) {
-    const auto value = static_cast<acc_t<T>>(values[nest.offset(i)]);
-    if (!(value - value == 0)) *flag = 1;  // whoever writes writes the same
-  }
+__global__ void find_non_finite_kernel(Packs<kPackOf<T>> packs, Nest<1> nest, const T* values, int32_t* flag) {
+  packs.walk([&]<int N>(int64_t i) {
+    const auto pack = load<N>(values + nest.offset(i), nest.repeats(0));
+    bool finite = true;
+    for (int k = 0; k < N; ++k) {
+      const auto value = static_cast<acc_t<T>>(pack[k]);
+      finite = finite && value - value == 0;
+    }
+    if (!finite) *flag = 1;  // whoever writes writes the same
+  });
 }
 
 }  // namespace
@@ -37,7 +43,8 @@ __global__ void find_non_finite_kernel(Nest<1> nest, const T* values, int32_t* f
 void fill(Cuda context, const Region& to, double value) {
   for_dtype(to.dtype, AllTypes{}, [&]<class T>() {
     const Nest<1> nest(StridedLoop<1>(to.shape, {to.strides}));
-    launch_elements(context, nest.count, fill_kernel<T>, nest, static_cast<T*>(to.data), convert<T>(value));
+    T* const data = static_cast<T*>(to.data);
+    launch_packs(context, Packs<kPackOf<T>>(nest, data), fill_kernel<T>, nest, data, convert<T>(value));
   });
 }
 
@@ -51,8 +58,10 @@ void copy(Cuda context, const Region& to, const Region& from) {
   }
   for_dtype(to.dtype, AllTypes{}, [&]<class To>() {
     for_dtype(from.dtype, AllTypes{}, [&]<class From>() {
-      launch_elements(context, nest.count, copy_kernel<To, From>, nest, static_cast<To*>(to.data),
-                      static_cast<const From*>(from.data));
+      To* const target = static_cast<To*>(to.data);
+      const From* const source = static_cast<const From*>(from.data);
+      const Packs<kPackOf<To, From>> packs(nest, target, source);
+      launch_packs(context, packs, copy_kernel<To, From>, nest, target, source);
     });
   });
 }
@@ -60,7 +69,8 @@ void copy(Cuda context, const Region& to, const Region& from) {
 void find_non_finite(Cuda context, const Region& region, int32_t* flag) {
   for_dtype(region.dtype, FloatTypes{}, [&]<class T>() {
     const Nest<1> nest(StridedLoop<1>(region.shape, {region.strides}));
-    launch_elements(context, nest.count, find_non_finite_kernel<T>, nest, static_cast<const T*>(region.data), flag);
+    const T* const data = static_cast<const T*>(region.data);
+    launch_packs(context, Packs<kPackOf<T>>(nest, data), find_non_finite_kernel<T>, nest, data, flag);
   });
 }
 

@@ -28,6 +28,15 @@ struct Nest {
     return all;
   }
 
+  /// Whether an operand has one element for all of a row, a row being what differs in the index of the last axis alone.
+  HOST_DEVICE bool repeats(int operand) const { return stride[operand][ndim - 1] == 0; }
+  /// Whether its rows are contiguous and start at multiples of n elements.
+  bool has_rows_of(int operand, int64_t n) const {
+    bool all = stride[operand][ndim - 1] == 1;
+    for (int axis = 0; axis + 1 < ndim; ++axis) all = all && stride[operand][axis] % n == 0;
+    return all;
+  }
+
   HOST_DEVICE void offsets(int64_t index, int64_t (&at)[N]) const {
     // Division of 64-bit numbers takes a GPU several times as long.
     if (count <= int64_t{0xffffffff}) {

@@ -25,11 +25,14 @@ struct Largest {
   }
 };
 
-/// `value` combined over the threads of a warp, in every lane: a fixed tree. All lanes must take part.
-template <class Combine, class T>
+/// `value` combined over `lanes` neighbouring lanes of a warp, a power of two, in each of them: a fixed tree. All of
+/// them must take part.
+template <class Combine, int lanes = kWarp, class T>
 __device__ T warp_reduce(T value) {
-  for (int distance = kWarp / 2; distance > 0; distance /= 2)
-    value = Combine::combine(value, __shfl_xor_sync(0xffffffffu, value, distance));
+  constexpr unsigned low = 0xffffffffu >> (kWarp - lanes);
+  const unsigned mask = lanes == kWarp ? low : low << (threadIdx.x % kWarp / lanes * lanes);
+  for (int distance = lanes / 2; distance > 0; distance /= 2)
+    value = Combine::combine(value, __shfl_xor_sync(mask, value, distance));
   return value;
 }
 

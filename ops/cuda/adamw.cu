@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "engine/cuda/packs.cuh"
 #include "ops/cuda/tensor_table.cuh"
 
 namespace margay::kernels {
@@ -23,17 +24,26 @@ __global__ void __launch_bounds__(cuda::kThreads)
   const A beta1(static_cast<A>(options.beta1)), rest1(static_cast<A>(1 - options.beta1));
   const A beta2(static_cast<A>(options.beta2)), rest2(static_cast<A>(1 - options.beta2));
   const A eps(static_cast<A>(options.eps));
-  T *const param = static_cast<T*>(tensor.param), *const m = static_cast<T*>(tensor.m),
-           *const v = static_cast<T*>(tensor.v);
-  const T* const grad = static_cast<const T*>(tensor.grad);
-  for (int64_t i = begin + threadIdx.x; i < end; i += cuda::kThreads) {
-    const A g = A(grad[i]) * clip;
-    const A first = A(m[i]) * beta1 + g * rest1;
-    const A second = A(v[i]) * beta2 + g * g * rest2;
-    m[i] = T(first);
-    v[i] = T(second);
-    param[i] = T(A(param[i]) * keep - step * first / (std::sqrt(second) * scale + eps));
-  }
+  T *const param = static_cast<T*>(tensor.param) + begin, *const m = static_cast<T*>(tensor.m) + begin,
+           *const v = static_cast<T*>(tensor.v) + begin;
+  const T* const grad = static_cast<const T*>(tensor.grad) + begin;
+  constexpr int pack = cuda::kPackOf<T>;
+  const cuda::Packs<pack> packs(end - begin, cuda::aligned<pack>(param, m, v, grad));
+  packs.walk(threadIdx.x, cuda::kThreads, [&]<int N>(int64_t i) {
+    auto p = cuda::load<N>(param + i), mean = cuda::load<N>(m + i), square = cuda::load<N>(v + i);
+    const auto gradient = cuda::load<N>(grad + i);
+    for (int k = 0; k < N; ++k) {
+      const A g = A(gradient[k]) * clip;
+      const A first = A(mean[k]) * beta1 + g * rest1;
+      const A second = A(square[k]) * beta2 + g * g * rest2;
+      mean[k] = T(first);
+      square[k] = T(second);
+      p[k] = T(A(p[k]) * keep - step * first / (std::sqrt(second) * scale + eps));
+    }
+    cuda::store(m + i, mean);
+    cuda::store(v + i, square);
+    cuda::store(param + i, p);
+  });
 }
 
 }  // namespace

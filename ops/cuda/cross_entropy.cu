@@ -2,7 +2,7 @@
 
 #include <limits>
 
-#include "ops/cuda/rows.cuh"
+#include "ops/cuda/packed_rows.cuh"
 
 namespace margay::kernels {
 namespace {
@@ -15,30 +15,33 @@ struct LargestNumber {
   }
 };
 
-// A team per labelled row, which it reads twice: for the maximum with its first place, and for the sum.
-template <class Team, class T>
+// A team per labelled row: the maximum with its first place, and the sum.
+template <class Row, class T>
 __global__ void __launch_bounds__(cuda::kThreads) forward(CrossEntropyFwd<T> a) {
   using A = acc_t<T>;
-  constexpr A lowest = -std::numeric_limits<A>::infinity();
-  for (int64_t i = Team::first(); i < a.n; i += Team::step()) {
-    const int64_t row = a.rows[i];
-    const T* const logits = a.logits + row * a.V;
-    A top = lowest;
+  const Row row(a.V);
+  for (int64_t i = row.first(); i < a.n; i += row.step()) {
+    const int64_t r = a.rows[i];
+    const auto logits = row.load(a.logits + r * a.V);
+    A top = -std::numeric_limits<A>::infinity();
     int64_t place = a.V;
-    for (int64_t j = Team::rank(); j < a.V; j += Team::kSize) {
-      const A logit(logits[j]);
-      if (!(logit > top)) continue;
-      top = logit;
-      place = j;
-    }
-    const A max = Team::template reduce<LargestNumber>(top);
-    place = Team::template reduce<cuda::Smallest>(top == max ? place : a.V);
-    const A sum = cuda::team_sum<Team>(a.V, [=](int64_t j) { return std::exp(A(logits[j]) - max); });
-    if (Team::rank() > 0) continue;
+    row.each([&](int p, auto j) {
+      const auto pack = logits(p, j);
+      for (int k = 0; k < Row::kPack; ++k) {
+        const A logit(pack[k]);
+        if (!(logit > top)) continue;
+        top = logit;
+        place = j + k;
+      }
+    });
+    const A max = Row::Team::template reduce<LargestNumber>(top);
+    place = Row::Team::template reduce<cuda::Smallest>(top == max ? place : a.V);
+    const A sum = row.sum([=](A logit) { return std::exp(logit - max); }, logits);
+    if (row.rank() > 0) continue;
     a.row_max[i] = max;
     a.inv_sum[i] = 1 / sum;
-    a.argmax[row] = place < a.V ? static_cast<int32_t>(place) : 0;  // the first, where no logit is above -infinity
-    a.nll[row] = T(max - A(logits[a.targets[row]]) + std::log(sum));
+    a.argmax[r] = place < a.V ? static_cast<int32_t>(place) : 0;  // the first, where no logit is above -infinity
+    a.nll[r] = T(max - A(a.logits[r * a.V + a.targets[r]]) + std::log(sum));
   }
 }
 
@@ -52,16 +55,22 @@ __global__ void __launch_bounds__(cuda::kThreads) mean_loss(const T* nll, const 
 }
 
 // dlogits = (softmax - onehot) (dloss / n + dnll). A team per labelled row.
-template <class Team, class T>
+template <class Row, class T>
 __global__ void __launch_bounds__(cuda::kThreads) backward(CrossEntropyBwd<T> a) {
   using A = acc_t<T>;
-  for (int64_t i = Team::first(); i < a.n; i += Team::step()) {
-    const int64_t row = a.rows[i], target = a.targets[row];
-    const T* const logits = a.logits + row * a.V;
-    const A weight = (a.dloss ? A(*a.dloss) / A(a.n) : A(0)) + (a.dnll ? A(a.dnll[row]) : A(0));
+  const Row row(a.V);
+  for (int64_t i = row.first(); i < a.n; i += row.step()) {
+    const int64_t r = a.rows[i], target = a.targets[r];
+    const auto logits = row.load(a.logits + r * a.V);
+    const A weight = (a.dloss ? A(*a.dloss) / A(a.n) : A(0)) + (a.dnll ? A(a.dnll[r]) : A(0));
     const A max = a.row_max[i], scale = a.inv_sum[i] * weight;
-    for (int64_t j = Team::rank(); j < a.V; j += Team::kSize)
-      a.dlogits[row * a.V + j] = T(std::exp(A(logits[j]) - max) * scale - (j == target ? weight : A(0)));
+    row.each([&](int p, auto j) {
+      const auto pack = logits(p, j);
+      cuda::Pack<T, Row::kPack> gradient;
+      for (int k = 0; k < Row::kPack; ++k)
+        gradient[k] = T(std::exp(A(pack[k]) - max) * scale - (j + k == target ? weight : A(0)));
+      cuda::store(a.dlogits + r * a.V + j, gradient);
+    });
   }
 }
 
@@ -71,7 +80,8 @@ template <class T>
 void run(Cuda cuda, const CrossEntropyFwd<T>& a) {
   cuda::set_bytes(cuda, a.argmax, 0xff, a.R * static_cast<int64_t>(sizeof(int32_t)));  // -1
   cuda::set_bytes(cuda, a.nll, 0, a.R * static_cast<int64_t>(sizeof(T)));
-  cuda::launch_rows(cuda, a.n, a.V, forward<cuda::WarpTeam, T>, forward<cuda::BlockTeam, T>, a);
+  const auto launch = [&]<class Row>() { Row::launch(cuda, a.n, forward<Row, T>, a); };
+  cuda::with_packed_rows<T>(a.V, launch, a.logits);
   cuda::launch(cuda, dim3(1), dim3(cuda::kThreads), mean_loss<T>, a.nll, a.rows, a.n, a.loss);
 }
 
@@ -79,7 +89,8 @@ template <class T>
 void run(Cuda cuda, const CrossEntropyBwd<T>& a) {
   // Rows without a label; the others are written again.
   if (a.n < a.R) cuda::set_bytes(cuda, a.dlogits, 0, a.R * a.V * static_cast<int64_t>(sizeof(T)));
-  cuda::launch_rows(cuda, a.n, a.V, backward<cuda::WarpTeam, T>, backward<cuda::BlockTeam, T>, a);
+  const auto launch = [&]<class Row>() { Row::launch(cuda, a.n, backward<Row, T>, a); };
+  cuda::with_packed_rows<T>(a.V, launch, a.logits, a.dlogits);
 }
 
 template void run(Cuda, const CrossEntropyFwd<float>&);

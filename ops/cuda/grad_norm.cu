@@ -2,6 +2,7 @@
 
 #include <limits>
 
+#include "engine/cuda/packs.cuh"
 #include "ops/cuda/rows.cuh"
 #include "ops/cuda/tensor_table.cuh"
 
@@ -14,11 +15,17 @@ __global__ void __launch_bounds__(cuda::kThreads) sum_squares(cuda::TableChunk<N
   const NormTensor& tensor = table.entries[table.find(block)];
   const int64_t begin = (block - tensor.first_block) * GlobalNorm<T>::kBlock, left = tensor.size - begin;
   const T* const x = static_cast<const T*>(tensor.data) + begin;
-  const double sum =
-      cuda::team_sum<cuda::BlockTeam>(left < GlobalNorm<T>::kBlock ? left : GlobalNorm<T>::kBlock, [=](int64_t i) {
-        const auto value = static_cast<double>(acc_t<T>(x[i]));
-        return value * value;
-      });
+  constexpr int pack = cuda::kPackOf<T>;
+  const cuda::Packs<pack> packs(left < GlobalNorm<T>::kBlock ? left : GlobalNorm<T>::kBlock, cuda::aligned<pack>(x));
+  double sum = 0;
+  packs.walk(threadIdx.x, cuda::kThreads, [&]<int N>(int64_t i) {
+    const auto values = cuda::load<N>(x + i);
+    for (int k = 0; k < N; ++k) {
+      const auto value = static_cast<double>(acc_t<T>(values[k]));
+      sum += value * value;
+    }
+  });
+  sum = cuda::block_reduce<cuda::Sum>(sum);
   if (threadIdx.x == 0) sums[block] = sum;
 }
 

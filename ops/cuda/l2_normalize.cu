@@ -1,35 +1,36 @@
 #include "ops/l2_normalize.h"
 
-#include "ops/cuda/rows.cuh"
+#include "ops/cuda/packed_rows.cuh"
 
 namespace margay::kernels {
 namespace {
 
-template <class Team, class T>
+// A team per row.
+template <class Row, class T>
 __global__ void __launch_bounds__(cuda::kThreads) forward(L2NormalizeFwd<T> a) {
   using A = acc_t<T>;
-  for (int64_t row = Team::first(); row < a.rows; row += Team::step()) {
-    const T* const x = a.x + row * a.C;
-    const A norm = std::sqrt(cuda::team_sum<Team>(a.C, [=](int64_t i) { return A(x[i]) * A(x[i]); }));
+  const Row row(a.C);
+  for (int64_t r = row.first(); r < a.rows; r += row.step()) {
+    const auto x = row.load(a.x + r * a.C);
+    const A norm = std::sqrt(row.sum([](A x) { return x * x; }, x));
     constexpr A smallest = A(L2NormalizeFwd<T>::kSmallest);
     const A scale = 1 / (norm < smallest ? smallest : norm);
-    if (Team::rank() == 0) a.inv_norm[row] = norm < smallest ? A(0) : scale;
-    for (int64_t i = Team::rank(); i < a.C; i += Team::kSize) a.y[row * a.C + i] = T(A(x[i]) * scale);
+    if (row.rank() == 0) a.inv_norm[r] = norm < smallest ? A(0) : scale;
+    row.write(
+        a.y + r * a.C, [=](A x) { return x * scale; }, x);
   }
 }
 
-template <class Team, class T>
+template <class Row, class T>
 __global__ void __launch_bounds__(cuda::kThreads) backward(L2NormalizeBwd<T> a) {
   using A = acc_t<T>;
-  for (int64_t row = Team::first(); row < a.rows; row += Team::step()) {
-    const T *const y = a.y + row * a.C, *const dy = a.dy + row * a.C;
-    T* const dx = a.dx + row * a.C;
-    const A dot = cuda::team_sum<Team>(a.C, [=](int64_t i) { return A(y[i]) * A(dy[i]); });
-    for (int64_t i = Team::rank(); i < a.C; i += Team::kSize) {
-      A gradient = (A(dy[i]) - A(y[i]) * dot) * a.inv_norm[row];
-      if (a.accumulate) gradient += A(dx[i]);
-      dx[i] = T(gradient);
-    }
+  const Row row(a.C);
+  for (int64_t r = row.first(); r < a.rows; r += row.step()) {
+    T* const dx = a.dx + r * a.C;
+    const auto y = row.load(a.y + r * a.C), dy = row.load(a.dy + r * a.C);
+    const A dot = row.sum([](A y, A dy) { return y * dy; }, y, dy), inv_norm = a.inv_norm[r];
+    const auto gradient = [=](A y, A dy, A before) { return (dy - y * dot) * inv_norm + before; };
+    row.write(dx, gradient, y, dy, row.stream(a.accumulate ? dx : nullptr));
   }
 }
 
@@ -37,12 +38,14 @@ __global__ void __launch_bounds__(cuda::kThreads) backward(L2NormalizeBwd<T> a) 
 
 template <class T>
 void run(Cuda cuda, const L2NormalizeFwd<T>& a) {
-  cuda::launch_rows(cuda, a.rows, a.C, forward<cuda::WarpTeam, T>, forward<cuda::BlockTeam, T>, a);
+  const auto launch = [&]<class Row>() { Row::launch(cuda, a.rows, forward<Row, T>, a); };
+  cuda::with_packed_rows<T>(a.C, launch, a.x, a.y);
 }
 
 template <class T>
 void run(Cuda cuda, const L2NormalizeBwd<T>& a) {
-  cuda::launch_rows(cuda, a.rows, a.C, backward<cuda::WarpTeam, T>, backward<cuda::BlockTeam, T>, a);
+  const auto launch = [&]<class Row>() { Row::launch(cuda, a.rows, backward<Row, T>, a); };
+  cuda::with_packed_rows<T>(a.C, launch, a.y, a.dy, a.dx);
 }
 
 template void run(Cuda, const L2NormalizeFwd<float>&);

@@ -1,63 +1,57 @@
 #include "ops/layer_norm.h"
 
 #include "ops/cuda/column_sums.cuh"
-#include "ops/cuda/rows.cuh"
+#include "ops/cuda/packed_rows.cuh"
 
 namespace margay::kernels {
 namespace {
 
-// A team per row, which it reads three times: for the mean, the squares of the deviations, and the result.
-template <class Team, class T>
+// A team per row.
+template <class Row, class T>
 __global__ void __launch_bounds__(cuda::kThreads) forward(LayerNormFwd<T> a) {
   using A = acc_t<T>;
-  for (int64_t row = Team::first(); row < a.rows; row += Team::step()) {
-    const T* const input = a.x + row * a.C;
-    const T* const residual = a.residual ? a.residual + row * a.C : nullptr;
-    T* const sum = a.residual ? a.sum + row * a.C : nullptr;
-    const A mean = cuda::team_sum<Team>(a.C,
-                                        [=](int64_t i) {
-                                          if (!residual) return A(input[i]);
-                                          const T added(A(input[i]) + A(residual[i]));
-                                          sum[i] = added;
-                                          return A(added);
-                                        }) /
-                   A(a.C);
-    const T* const x = sum ? sum : input;  // each thread reads what it wrote itself
-    const A squares = cuda::team_sum<Team>(a.C, [=](int64_t i) {
-      const A deviation = A(x[i]) - mean;
-      return deviation * deviation;
+  const Row row(a.C);
+  for (int64_t r = row.first(); r < a.rows; r += row.step()) {
+    const int64_t start = r * a.C;
+    // A sum whose row is too long to be kept is made again in every pass.
+    const auto x = row.values([=](int64_t i) {
+      constexpr int N = Row::kPack;
+      const auto input = cuda::load<N>(a.x + start + i);
+      if (!a.residual) return input;
+      const auto add = [](T x, T residual) { return T(A(x) + A(residual)); };
+      const auto sum = cuda::map(add, input, cuda::load<N>(a.residual + start + i));
+      cuda::store(a.sum + start + i, sum);
+      return sum;
     });
+    const A mean = row.sum([](A x) { return x; }, x) / A(a.C);
+    const A squares = row.sum([=](A x) { return (x - mean) * (x - mean); }, x);
     const A inv_std = 1 / std::sqrt(squares / A(a.C) + A(a.eps));
-    if (Team::rank() == 0) {
-      a.mean[row] = mean;
-      a.inv_std[row] = inv_std;
+    if (row.rank() == 0) {
+      a.mean[r] = mean;
+      a.inv_std[r] = inv_std;
     }
-    for (int64_t i = Team::rank(); i < a.C; i += Team::kSize)
-      a.y[row * a.C + i] = T((A(x[i]) - mean) * inv_std * A(a.weight[i]) + A(a.bias[i]));
+    const auto y = [=](A x, A weight, A bias) { return (x - mean) * inv_std * weight + bias; };
+    row.write(a.y + start, y, x, row.stream(a.weight), row.stream(a.bias));
   }
 }
 
 // With xhat = (x - mean) inv_std and g = weight dy: dx = inv_std (g - mean(g) - xhat mean(g xhat)). A team per row.
-template <class Team, class T>
+template <class Row, class T>
 __global__ void __launch_bounds__(cuda::kThreads) backward(LayerNormBwd<T> a) {
   using A = acc_t<T>;
-  for (int64_t row = Team::first(); row < a.rows; row += Team::step()) {
-    const int64_t start = row * a.C;
-    const A mean = a.mean[row], inv_std = a.inv_std[row];
-    const auto xhat = [&](int64_t i) { return (A(a.x[start + i]) - mean) * inv_std; };
-    const auto g = [&](int64_t i) { return A(a.dy[start + i]) * A(a.weight[i]); };
-    A sum(0), dot(0);
-    for (int64_t i = Team::rank(); i < a.C; i += Team::kSize) {
-      sum += g(i);
-      dot += g(i) * xhat(i);
-    }
-    const A mean_g = Team::template reduce<cuda::Sum>(sum) / A(a.C);
-    const A mean_dot = Team::template reduce<cuda::Sum>(dot) / A(a.C);
-    for (int64_t i = Team::rank(); i < a.C; i += Team::kSize) {
-      A dx = (g(i) - mean_g - xhat(i) * mean_dot) * inv_std;
-      if (a.dresidual) dx += A(a.dresidual[start + i]);
-      a.dx[start + i] = T(dx);
-    }
+  const Row row(a.C);
+  for (int64_t r = row.first(); r < a.rows; r += row.step()) {
+    const int64_t start = r * a.C;
+    const auto x = row.load(a.x + start), dy = row.load(a.dy + start);
+    const auto weight = row.stream(a.weight), dresidual = row.stream(a.dresidual ? a.dresidual + start : nullptr);
+    const A mean = a.mean[r], inv_std = a.inv_std[r];
+    const A mean_g = row.sum([](A dy, A weight) { return dy * weight; }, dy, weight) / A(a.C);
+    const auto term = [=](A x, A dy, A weight) { return dy * weight * ((x - mean) * inv_std); };
+    const A mean_dot = row.sum(term, x, dy, weight) / A(a.C);
+    const auto dx = [=](A x, A dy, A weight, A dresidual) {
+      return (dy * weight - mean_g - (x - mean) * inv_std * mean_dot) * inv_std + dresidual;
+    };
+    row.write(a.dx + start, dx, x, dy, weight, dresidual);
   }
 }
 
@@ -65,11 +59,16 @@ __global__ void __launch_bounds__(cuda::kThreads) backward(LayerNormBwd<T> a) {
 template <class T>
 struct ParameterTerms {
   LayerNormBwd<T> a;
-  __device__ void operator()(int64_t row, int64_t c, acc_t<T> (&values)[2]) const {
+  template <int N>
+  __device__ void operator()(int64_t row, int64_t c, cuda::Pack<acc_t<T>, N> (&values)[2]) const {
     using A = acc_t<T>;
-    const A dy(a.dy[row * a.C + c]);
-    values[0] = dy * ((A(a.x[row * a.C + c]) - a.mean[row]) * a.inv_std[row]);
-    values[1] = dy;
+    const int64_t at = row * a.C + c;
+    const auto dy = cuda::load<N>(a.dy + at);
+    const auto term = [mean = a.mean[row], inv_std = a.inv_std[row]](T dy, T x) {
+      return A(dy) * ((A(x) - mean) * inv_std);
+    };
+    values[0] = cuda::map(term, dy, cuda::load<N>(a.x + at));
+    values[1] = cuda::map([](T dy) { return A(dy); }, dy);
   }
 };
 
@@ -77,14 +76,19 @@ struct ParameterTerms {
 
 template <class T>
 void run(Cuda cuda, const LayerNormFwd<T>& a) {
-  cuda::launch_rows(cuda, a.rows, a.C, forward<cuda::WarpTeam, T>, forward<cuda::BlockTeam, T>, a);
+  const auto launch = [&]<class Row>() { Row::launch(cuda, a.rows, forward<Row, T>, a); };
+  cuda::with_packed_rows<T>(a.C, launch, a.x, a.residual, a.weight, a.bias, a.sum, a.y);
 }
 
 template <class T>
 void run(Cuda cuda, const LayerNormBwd<T>& a) {
-  if (a.dweight)
-    cuda::sum_columns<2>(cuda, ParameterTerms<T>{a}, a.rows, a.C, a.kRowsPerPiece, a.workspace, {a.dweight, a.dbias});
-  if (a.dx) cuda::launch_rows(cuda, a.rows, a.C, backward<cuda::WarpTeam, T>, backward<cuda::BlockTeam, T>, a);
+  if (a.dweight) {
+    const cuda::ColumnTotals<2, T> totals{{a.dweight, a.dbias}};
+    cuda::sum_columns(cuda, ParameterTerms<T>{a}, a.rows, a.C, a.kRowsPerPiece, a.workspace, totals, {a.x, a.dy});
+  }
+  if (!a.dx) return;
+  const auto launch = [&]<class Row>() { Row::launch(cuda, a.rows, backward<Row, T>, a); };
+  cuda::with_packed_rows<T>(a.C, launch, a.x, a.weight, a.dy, a.dresidual, a.dx);
 }
 
 template void run(Cuda, const LayerNormFwd<float>&);

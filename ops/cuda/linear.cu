@@ -1,5 +1,7 @@
 #include "ops/linear.h"
 
+#include "engine/device.h"
+#include "ops/cuda/column_sums.cuh"
 #include "ops/cuda/gemm.cuh"
 #include "ops/cuda/rounded.cuh"
 
@@ -8,22 +10,26 @@ namespace {
 
 using cuda::MatrixView;
 
-/// out[j] = sum over rows of dy[r, j], added where `add`. Lanes are columns, and the rows of a block share the terms.
+/// What a row adds to dbias: dy.
 template <class T>
-__global__ void column_sums(const T* dy, int64_t rows, int64_t N, bool add, T* out) {
-  using A = acc_t<T>;
-  constexpr int shares = cuda::kThreads / cuda::kWarp;
-  __shared__ A parts[shares][cuda::kWarp];
-  const int64_t column = int64_t{blockIdx.x} * cuda::kWarp + threadIdx.x;
-  A sum(0);
-  if (column < N)
-    for (int64_t row = threadIdx.y; row < rows; row += shares) sum += A(dy[row * N + column]);
-  parts[threadIdx.y][threadIdx.x] = sum;
-  __syncthreads();
-  if (threadIdx.y != 0 || column >= N) return;
-  for (int share = 1; share < shares; ++share) sum += parts[share][threadIdx.x];
-  if (add) sum += A(out[column]);
-  out[column] = T(sum);
+struct BiasTerm {
+  const T* dy;
+  int64_t columns;
+  template <int N>
+  __device__ void operator()(int64_t row, int64_t c, cuda::Pack<acc_t<T>, N> (&values)[1]) const {
+    values[0] = cuda::map([](T dy) { return acc_t<T>(dy); }, cuda::load<N>(dy + row * columns + c));
+  }
+};
+
+template <class T>
+void bias_gradient(Cuda context, const LinearBwd<T>& a) {
+  constexpr int64_t rows_per_piece = 256;
+  const int64_t sums = (a.rows + rows_per_piece - 1) / rows_per_piece * a.N;
+  const Scratch scratch(backend(Device{DeviceType::cuda, context.index}).allocator(),
+                        static_cast<size_t>(sums) * sizeof(acc_t<T>));
+  const cuda::ColumnTotals<1, T> totals{{a.dbias}, a.add_dbias};
+  cuda::sum_columns(context, BiasTerm<T>{a.dy, a.N}, a.rows, a.N, rows_per_piece,
+                    static_cast<acc_t<T>*>(scratch.data()), totals, {a.dy});
 }
 
 }  // namespace
@@ -54,12 +60,7 @@ void run(Cuda context, const LinearBwd<T>& a) {
   cuda::with_factors(context, rounded, products, cuda::Matrix<T>{{a.dy, a.N, 1}, a.dx || a.dweight ? a.rows : 0, a.N},
                      cuda::Matrix<T>{{a.x, a.K, 1}, a.dweight ? a.rows : 0, a.K},
                      cuda::Matrix<T>{{a.weight, a.K, 1}, a.dx ? a.N : 0, a.K});
-  if (a.dbias) {
-    const int64_t blocks = (a.N + cuda::kWarp - 1) / cuda::kWarp;
-    if (blocks == 0) return;
-    cuda::launch(context, dim3(static_cast<unsigned>(blocks)), dim3(cuda::kWarp, cuda::kThreads / cuda::kWarp),
-                 column_sums<T>, a.dy, a.rows, a.N, a.add_dbias, a.dbias);
-  }
+  if (a.dbias) bias_gradient(context, a);
 }
 
 template void run(Cuda, const LinearFwd<float>&);

@@ -1,36 +1,38 @@
 #include "ops/rms_norm.h"
 
 #include "ops/cuda/column_sums.cuh"
-#include "ops/cuda/rows.cuh"
+#include "ops/cuda/packed_rows.cuh"
 
 namespace margay::kernels {
 namespace {
 
 // A team per row.
-template <class Team, class T>
+template <class Row, class T>
 __global__ void __launch_bounds__(cuda::kThreads) forward(RmsNormFwd<T> a) {
   using A = acc_t<T>;
-  for (int64_t row = Team::first(); row < a.rows; row += Team::step()) {
-    const T* const x = a.x + row * a.C;
-    const A squares = cuda::team_sum<Team>(a.C, [=](int64_t i) { return A(x[i]) * A(x[i]); });
+  const Row row(a.C);
+  for (int64_t r = row.first(); r < a.rows; r += row.step()) {
+    const auto x = row.load(a.x + r * a.C);
+    const A squares = row.sum([](A x) { return x * x; }, x);
     const A inv_rms = 1 / std::sqrt(squares / A(a.C) + A(a.eps));
-    if (Team::rank() == 0) a.inv_rms[row] = inv_rms;
-    for (int64_t i = Team::rank(); i < a.C; i += Team::kSize)
-      a.y[row * a.C + i] = T(A(x[i]) * inv_rms * A(a.weight[i]));
+    if (row.rank() == 0) a.inv_rms[r] = inv_rms;
+    row.write(
+        a.y + r * a.C, [=](A x, A weight) { return x * inv_rms * weight; }, x, row.stream(a.weight));
   }
 }
 
 // With s = inv_rms, xhat = s x and g = weight dy: dx = s (g - xhat mean(g xhat)). A team per row.
-template <class Team, class T>
+template <class Row, class T>
 __global__ void __launch_bounds__(cuda::kThreads) backward(RmsNormBwd<T> a) {
   using A = acc_t<T>;
-  for (int64_t row = Team::first(); row < a.rows; row += Team::step()) {
-    const int64_t start = row * a.C;
-    const A s = a.inv_rms[row];
-    const auto xhat = [&](int64_t i) { return A(a.x[start + i]) * s; };
-    const auto g = [&](int64_t i) { return A(a.dy[start + i]) * A(a.weight[i]); };
-    const A mean = cuda::team_sum<Team>(a.C, [&](int64_t i) { return g(i) * xhat(i); }) / A(a.C);
-    for (int64_t i = Team::rank(); i < a.C; i += Team::kSize) a.dx[start + i] = T((g(i) - xhat(i) * mean) * s);
+  const Row row(a.C);
+  for (int64_t r = row.first(); r < a.rows; r += row.step()) {
+    const auto x = row.load(a.x + r * a.C), dy = row.load(a.dy + r * a.C);
+    const auto weight = row.stream(a.weight);
+    const A s = a.inv_rms[r];
+    const A mean = row.sum([=](A x, A dy, A weight) { return dy * weight * (x * s); }, x, dy, weight) / A(a.C);
+    const auto dx = [=](A x, A dy, A weight) { return (dy * weight - x * s * mean) * s; };
+    row.write(a.dx + r * a.C, dx, x, dy, weight);
   }
 }
 
@@ -38,9 +40,12 @@ __global__ void __launch_bounds__(cuda::kThreads) backward(RmsNormBwd<T> a) {
 template <class T>
 struct WeightTerm {
   RmsNormBwd<T> a;
-  __device__ void operator()(int64_t row, int64_t c, acc_t<T> (&values)[1]) const {
+  template <int N>
+  __device__ void operator()(int64_t row, int64_t c, cuda::Pack<acc_t<T>, N> (&values)[1]) const {
     using A = acc_t<T>;
-    values[0] = A(a.dy[row * a.C + c]) * (A(a.x[row * a.C + c]) * a.inv_rms[row]);
+    const int64_t at = row * a.C + c;
+    const auto term = [s = a.inv_rms[row]](T dy, T x) { return A(dy) * (A(x) * s); };
+    values[0] = cuda::map(term, cuda::load<N>(a.dy + at), cuda::load<N>(a.x + at));
   }
 };
 
@@ -48,13 +53,16 @@ struct WeightTerm {
 
 template <class T>
 void run(Cuda cuda, const RmsNormFwd<T>& a) {
-  cuda::launch_rows(cuda, a.rows, a.C, forward<cuda::WarpTeam, T>, forward<cuda::BlockTeam, T>, a);
+  const auto launch = [&]<class Row>() { Row::launch(cuda, a.rows, forward<Row, T>, a); };
+  cuda::with_packed_rows<T>(a.C, launch, a.x, a.weight, a.y);
 }
 
 template <class T>
 void run(Cuda cuda, const RmsNormBwd<T>& a) {
-  cuda::sum_columns<1>(cuda, WeightTerm<T>{a}, a.rows, a.C, a.kRowsPerPiece, a.workspace, {a.dweight});
-  cuda::launch_rows(cuda, a.rows, a.C, backward<cuda::WarpTeam, T>, backward<cuda::BlockTeam, T>, a);
+  const cuda::ColumnTotals<1, T> totals{{a.dweight}};
+  cuda::sum_columns(cuda, WeightTerm<T>{a}, a.rows, a.C, a.kRowsPerPiece, a.workspace, totals, {a.x, a.dy});
+  const auto launch = [&]<class Row>() { Row::launch(cuda, a.rows, backward<Row, T>, a); };
+  cuda::with_packed_rows<T>(a.C, launch, a.x, a.weight, a.dy, a.dx);
 }
 
 template void run(Cuda, const RmsNormFwd<float>&);

@@ -9,16 +9,18 @@ namespace margay::cuda {
 
 /// The threads that work on a row together. Their rows are first(), first() + step(), ...; all of them must take part
 /// in every reduce(), which gives the same bits to all.
-struct WarpTeam {
-  static constexpr int kSize = kWarp;
-  __device__ static int rank() { return static_cast<int>(threadIdx.x) % kWarp; }
-  __device__ static int64_t first() { return first_index() / kWarp; }
-  __device__ static int64_t step() { return index_step() / kWarp; }
+template <int lanes>  // neighbours in a warp
+struct LaneTeam {
+  static constexpr int kSize = lanes;
+  __device__ static int rank() { return static_cast<int>(threadIdx.x) % lanes; }
+  __device__ static int64_t first() { return first_index() / lanes; }
+  __device__ static int64_t step() { return index_step() / lanes; }
   template <class Combine, class A>
   __device__ static A reduce(A value) {
-    return warp_reduce<Combine>(value);
+    return warp_reduce<Combine, lanes>(value);
   }
 };
+using WarpTeam = LaneTeam<kWarp>;
 struct BlockTeam {
   static constexpr int kSize = kThreads;
   __device__ static int rank() { return static_cast<int>(threadIdx.x); }

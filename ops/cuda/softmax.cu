@@ -2,52 +2,46 @@
 
 #include <limits>
 
-#include "ops/cuda/rows.cuh"
+#include "ops/cuda/packed_rows.cuh"
 
 namespace margay::kernels {
 namespace {
 
-// A team per row, which it reads three times: for the maximum, the sum and the result.
-template <class Team, class T>
+// A team per row.
+template <class Row, class T>
 __global__ void __launch_bounds__(cuda::kThreads) forward(SoftmaxFwd<T> a) {
   using A = acc_t<T>;
   constexpr A lowest = -std::numeric_limits<A>::infinity();
-  for (int64_t row = Team::first(); row < a.rows; row += Team::step()) {
-    const T* const input = a.x + row * a.C;
-    const bool* const mask = a.mask ? a.mask + row % a.mask_rows * a.C : nullptr;
-    T* const y = a.y + row * a.C;
-    const auto x = [=](int64_t i) { return mask && mask[i] ? lowest : A(input[i]); };
-    A largest = lowest;
-    int open = 0;  // elements that are not masked
-    for (int64_t i = Team::rank(); i < a.C; i += Team::kSize) {
-      largest = cuda::Largest::combine(largest, x(i));
-      open += !(mask && mask[i]);
-    }
-    largest = Team::template reduce<cuda::Largest>(largest);
-    const bool all_masked = Team::template reduce<cuda::Sum>(open) == 0;
-    const A total = cuda::team_sum<Team>(a.C, [=](int64_t i) { return std::exp(x(i) - largest); });
+  const Row row(a.C);
+  for (int64_t r = row.first(); r < a.rows; r += row.step()) {
+    const auto x = row.load(a.x + r * a.C);
+    const auto mask = row.stream(a.mask ? a.mask + r % a.mask_rows * a.C : nullptr);
+    const auto logit = [](A x, bool masked) { return masked ? lowest : x; };
+    const A largest = row.template reduce<cuda::Largest>(lowest, logit, x, mask);
+    const bool all_masked = a.mask && row.sum([](bool masked) { return int{!masked}; }, mask) == 0;
+    const auto weight = [=](A x, bool masked) { return std::exp(logit(x, masked) - largest); };
+    const A total = row.sum(weight, x, mask);
     const A scale = 1 / total, log_total = a.log ? std::log(total) : A(0);
-    for (int64_t i = Team::rank(); i < a.C; i += Team::kSize) {
-      const A value = a.log ? x(i) - largest - log_total : std::exp(x(i) - largest) * scale;
-      y[i] = T(all_masked ? A(0) : value);
-    }
+    const auto y = [=, log = a.log](A x, bool masked) {
+      const A value = log ? logit(x, masked) - largest - log_total : weight(x, masked) * scale;
+      return all_masked ? A(0) : value;
+    };
+    row.write(a.y + r * a.C, y, x, mask);
   }
 }
 
-template <class Team, class T>
+template <class Row, class T>
 __global__ void __launch_bounds__(cuda::kThreads) backward(SoftmaxBwd<T> a) {
   using A = acc_t<T>;
-  for (int64_t row = Team::first(); row < a.rows; row += Team::step()) {
-    const T *const y = a.y + row * a.C, *const dy = a.dy + row * a.C;
-    T* const dx = a.dx + row * a.C;
-    const bool log = a.log;
-    const A total = cuda::team_sum<Team>(a.C, [=](int64_t i) { return log ? A(dy[i]) : A(dy[i]) * A(y[i]); });
-    for (int64_t i = Team::rank(); i < a.C; i += Team::kSize) {
-      const A g(dy[i]), weight(y[i]);
-      A gradient = log ? g - std::exp(weight) * total : weight * (g - total);
-      if (a.accumulate) gradient += A(dx[i]);
-      dx[i] = T(gradient);
-    }
+  const Row row(a.C);
+  for (int64_t r = row.first(); r < a.rows; r += row.step()) {
+    T* const dx = a.dx + r * a.C;
+    const auto y = row.load(a.y + r * a.C), dy = row.load(a.dy + r * a.C);
+    const A total = row.sum([log = a.log](A y, A dy) { return log ? dy : dy * y; }, y, dy);
+    const auto gradient = [=, log = a.log](A y, A dy, A before) {
+      return (log ? dy - std::exp(y) * total : y * (dy - total)) + before;
+    };
+    row.write(dx, gradient, y, dy, row.stream(a.accumulate ? dx : nullptr));
   }
 }
 
@@ -55,12 +49,14 @@ __global__ void __launch_bounds__(cuda::kThreads) backward(SoftmaxBwd<T> a) {
 
 template <class T>
 void run(Cuda cuda, const SoftmaxFwd<T>& a) {
-  cuda::launch_rows(cuda, a.rows, a.C, forward<cuda::WarpTeam, T>, forward<cuda::BlockTeam, T>, a);
+  const auto launch = [&]<class Row>() { Row::launch(cuda, a.rows, forward<Row, T>, a); };
+  cuda::with_packed_rows<T>(a.C, launch, a.x, a.mask, a.y);
 }
 
 template <class T>
 void run(Cuda cuda, const SoftmaxBwd<T>& a) {
-  cuda::launch_rows(cuda, a.rows, a.C, backward<cuda::WarpTeam, T>, backward<cuda::BlockTeam, T>, a);
+  const auto launch = [&]<class Row>() { Row::launch(cuda, a.rows, backward<Row, T>, a); };
+  cuda::with_packed_rows<T>(a.C, launch, a.y, a.dy, a.dx);
 }
 
 template void run(Cuda, const SoftmaxFwd<float>&);
