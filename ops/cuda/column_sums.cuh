@@ -66,6 +66,13 @@ __global__ void __launch_bounds__(kWarp* kColumnWarps)
   total = T(totals.add ? A(total) + sum : sum);
 }
 
+/// totals.data[k][c] = the sum of the pieces [pieces, count, C].
+template <int count, class A, class T>
+void join_pieces(Cuda context, const A* sums, int64_t pieces, int64_t C, const ColumnTotals<count, T>& totals) {
+  const dim3 grid(static_cast<unsigned>((C + kWarp - 1) / kWarp), count);
+  if (C > 0) launch(context, grid, dim3(kWarp, kColumnWarps), add_pieces<count, A, T>, sums, pieces, C, totals);
+}
+
 /// totals.data[k][c] = sum over all rows of the k-th value of term; workspace: [pieces, count, C]. `data` is what term
 /// reads rows of C elements from.
 template <int count, class A, class T, class Term>
@@ -83,8 +90,7 @@ void sum_columns(Cuda context, const Term& term, int64_t rows, int64_t C, int64_
   const bool has_packs = C % N == 0 && aligned<N>(workspace) &&
                          std::all_of(data.begin(), data.end(), [](const T* rows) { return aligned<N>(rows); });
   if (pieces > 0) has_packs ? sum.template operator()<N>() : sum.template operator()<1>();
-  const dim3 grid(static_cast<unsigned>((C + kWarp - 1) / kWarp), count);
-  launch(context, grid, dim3(kWarp, kColumnWarps), add_pieces<count, A, T>, workspace, pieces, C, totals);
+  join_pieces(context, workspace, pieces, C, totals);
 }
 
 }  // namespace margay::cuda

@@ -3,6 +3,7 @@
 #include "engine/cuda/reduce.cuh"
 #include "engine/device.h"
 #include "ops/cuda/gemm.cuh"
+#include "ops/cuda/packed_rows.cuh"
 #include "ops/cuda/rounded.cuh"
 
 namespace margay::kernels {
@@ -37,32 +38,44 @@ struct Statistics {
   int32_t* best;
 };
 
-/// Adds words first ... first + words to the statistics of row0 ...: a warp for each row.
+/// Logits of `rows` rows, `ld` apart, and of `words` words; `row` and `word` are the first of them.
 template <class T>
-__global__ void add_words(const T* logits, int64_t ld, const int32_t* targets, const int32_t* rows, Statistics<T> all,
-                          int64_t row0, int64_t count, int64_t first, int64_t words) {
-  const int64_t local = int64_t{blockIdx.x} * blockDim.y + threadIdx.y, row = row0 + local;
-  if (local >= count) return;  // the whole warp
-  const T* const values = logits + local * ld;
-  T max = -INFINITY;
-  for (int64_t j = threadIdx.x; j < words; j += cuda::kWarp) max = cuda::Largest::combine(max, values[j]);
-  max = cuda::warp_reduce<cuda::Largest>(max);
-  T sum(0);
-  int64_t best = words;
-  for (int64_t j = threadIdx.x; j < words; j += cuda::kWarp) {
-    sum += exp(values[j] - max);
-    if (best == words && values[j] == max) best = j;
+struct LogitChunk {
+  const T* data;
+  int64_t ld, row, rows, word, words;
+};
+
+// Adds a chunk to the statistics of its rows, a team for each.
+template <class Row, class T>
+__global__ void __launch_bounds__(cuda::kThreads)
+    add_words(LogitChunk<T> chunk, const int32_t* targets, const int32_t* rows, Statistics<T> all) {
+  const Row team(chunk.words);
+  for (int64_t local = team.first(); local < chunk.rows; local += team.step()) {
+    const int64_t row = chunk.row + local;
+    const T* const values = chunk.data + local * chunk.ld;
+    const auto logits = team.load(values);
+    const T max = team.template reduce<cuda::Largest>(
+        T(-INFINITY), [](T logit) { return logit; }, logits);
+    T sum(0);
+    int64_t best = chunk.words;
+    team.each([&](int p, auto j) {
+      const auto pack = logits(p, j);
+      for (int k = 0; k < Row::kPack; ++k) {
+        sum += std::exp(pack[k] - max);
+        if (best == chunk.words && pack[k] == max) best = j + k;
+      }
+    });
+    sum = Row::Team::template reduce<cuda::Sum>(sum);
+    best = Row::Team::template reduce<cuda::Smallest>(best);
+    if (team.rank() > 0) continue;
+    const int64_t target = targets[rows[row]] - chunk.word;
+    if (target >= 0 && target < chunk.words) all.target_logit[row] = values[target];
+    const bool first = chunk.word == 0;
+    if (first || max > all.max[row]) all.best[row] = static_cast<int32_t>(best < chunk.words ? chunk.word + best : -1);
+    const T before = first ? T(-INFINITY) : all.max[row], joint = cuda::Largest::combine(before, max);
+    all.sum[row] = (first ? T(0) : all.sum[row] * std::exp(before - joint)) + sum * std::exp(max - joint);
+    all.max[row] = joint;
   }
-  sum = cuda::warp_sum(sum);
-  for (int distance = cuda::kWarp / 2; distance > 0; distance /= 2)
-    best = min(best, __shfl_down_sync(0xffffffffu, best, distance));
-  if (threadIdx.x != 0) return;
-  const int64_t target = targets[rows[row]];
-  if (target >= first && target < first + words) all.target_logit[row] = values[target - first];
-  if (first == 0 || max > all.max[row]) all.best[row] = static_cast<int32_t>(best < words ? first + best : -1);
-  const T before = first == 0 ? T(-INFINITY) : all.max[row], joint = cuda::Largest::combine(before, max);
-  all.sum[row] = (first == 0 ? T(0) : all.sum[row] * exp(before - joint)) + sum * exp(max - joint);
-  all.max[row] = joint;
 }
 
 template <class T>
@@ -84,15 +97,23 @@ __global__ void mean_loss(const T* nll, const int32_t* rows, int64_t n, T* loss)
   if (threadIdx.x == 0) *loss = n > 0 ? T(sum / static_cast<double>(n)) : T(0);
 }
 
-/// gradients = (softmax - onehot) * weight of the row, for rows row0 ... and words first ..., in place or not.
-template <class T, class F>
-__global__ void logit_gradients(LinearCrossEntropyBwd<T> a, const T* logits, F* gradients, int64_t ld, int64_t row0,
-                                int64_t count, int64_t first, int64_t words) {
-  for (int64_t e = cuda::first_index(); e < count * words; e += cuda::index_step()) {
-    const int64_t local = e / words, column = e % words, row = row0 + local, place = a.rows[row];
+// gradients = (softmax - onehot) * weight of the row, in place of the logits or as packed as they are; a team per row.
+template <class Row, class T, class F>
+__global__ void __launch_bounds__(cuda::kThreads)
+    logit_gradients(LinearCrossEntropyBwd<T> a, LogitChunk<T> chunk, F* gradients) {
+  const Row team(chunk.words);
+  for (int64_t local = team.first(); local < chunk.rows; local += team.step()) {
+    const int64_t row = chunk.row + local, place = a.rows[row], target = a.targets[place] - chunk.word;
     const T weight = (a.dloss ? *a.dloss / T(a.n) : T(0)) + (a.dnll ? a.dnll[place] : T(0));
-    const T share = exp(logits[local * ld + column] - a.row_max[row]) * (a.inv_sum[row] * weight);
-    gradients[local * ld + column] = F(share - (first + column == a.targets[place] ? weight : T(0)));
+    const T max = a.row_max[row], scale = a.inv_sum[row] * weight;
+    const auto logits = team.stream(chunk.data + local * chunk.ld);
+    team.each([&](int p, auto j) {
+      const auto pack = logits(p, j);
+      cuda::Pack<F, Row::kPack> gradient;
+      for (int k = 0; k < Row::kPack; ++k)
+        gradient[k] = F(std::exp(pack[k] - max) * scale - (j + k == target ? weight : T(0)));
+      cuda::store(gradients + local * chunk.ld + j, gradient);
+    });
   }
 }
 
@@ -112,14 +133,15 @@ void forward(Cuda context, const LinearCrossEntropyFwd<T>& a, MatrixView<F> hidd
   const LossChunks chunk(a.n, a.V);
   T *const logits = a.workspace, *const statistics = logits + chunk.size();
   const Statistics<T> all{statistics, statistics + a.n, statistics + 2 * a.n, a.best};
-  const dim3 block(cuda::kWarp, cuda::kThreads / cuda::kWarp);
   for (int64_t row = 0; row < a.n; row += chunk.rows) {
     const int64_t rows = std::min(chunk.rows, a.n - row);
     for (int64_t word = 0; word < a.V; word += chunk.words) {
       const int64_t words = std::min(chunk.words, a.V - word);
       make_logits(context, hidden.from_row(row), weight.from_row(word), a.d, rows, words, logits, chunk.ld);
-      cuda::launch(context, dim3(static_cast<unsigned>((rows + block.y - 1) / block.y)), block, add_words<T>, logits,
-                   chunk.ld, a.targets, a.rows, all, row, rows, word, words);
+      const LogitChunk<T> made{logits, chunk.ld, row, rows, word, words};
+      cuda::with_packed_rows<T>(
+          words, [&]<class Row>() { Row::launch(context, rows, add_words<Row, T>, made, a.targets, a.rows, all); },
+          logits);
     }
   }
   cuda::launch_elements(context, a.n, finish<T>, a, all);
@@ -138,8 +160,10 @@ void backward(Cuda context, const LinearCrossEntropyBwd<T>& a, MatrixView<F> hid
       const int64_t words = std::min(chunk.words, a.V - word);
       const MatrixView<F> outputs = weight.from_row(word);
       make_logits(context, inputs, outputs, a.d, rows, words, logits, chunk.ld);
-      cuda::launch_elements(context, rows * words, logit_gradients<T, F>, a, logits, gradients, chunk.ld, row, rows,
-                            word, words);
+      const LogitChunk<T> made{logits, chunk.ld, row, rows, word, words};
+      cuda::with_packed_rows<T>(
+          words, [&]<class Row>() { Row::launch(context, rows, logit_gradients<Row, T, F>, a, made, gradients); },
+          logits);
       if (a.dh) cuda::multiply(context, cuda::Gemm<F, T>{dlogits, outputs, dhidden, rows, a.d, words, a.d, word > 0});
       if (a.dweight) {
         const bool add = a.add_dweight || row > 0;

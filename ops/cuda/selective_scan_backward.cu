@@ -242,7 +242,7 @@ void run(Cuda cuda, const SelectiveScanBwd<T>& a) {
     cuda::launch_shared(cuda, dim3(grid), dim3(kThreads), sizeof(Memory<A>),
                         s.states > kGroup ? backward<T, false> : backward<T, true>, a, stretches);
   const auto sum = [&](const A* from, int64_t count, int64_t size, T* to) {
-    if (to) cuda::launch_elements(cuda, size, cuda::add_pieces<A, T>, from, count, size, size, to);
+    if (to) cuda::join_pieces(cuda, from, count, size, cuda::ColumnTotals<1, T>{{to}});
   };
   sum(parts.dA, stretches.count * s.batch, s.channels * s.states, a.dA);
   sum(parts.dD, stretches.count * s.batch, s.channels, a.dD);

@@ -252,8 +252,8 @@ void run(Cuda cuda, const WkvBwd<T>& a) {
     cuda::launch_elements(cuda, s.batch * s.channels, join<T, true>, a.in, stretches, parts.states);
   }
   cuda::launch_elements(cuda, parts.rows * s.channels, backward<T, true>, a, stretches);
-  cuda::launch_elements(cuda, s.channels, cuda::add_pieces<A, T>, parts.dw, parts.rows, s.channels, s.channels, a.dw);
-  cuda::launch_elements(cuda, s.channels, cuda::add_pieces<A, T>, parts.du, parts.rows, s.channels, s.channels, a.du);
+  cuda::join_pieces(cuda, parts.dw, parts.rows, s.channels, cuda::ColumnTotals<1, T>{{a.dw}});
+  cuda::join_pieces(cuda, parts.du, parts.rows, s.channels, cuda::ColumnTotals<1, T>{{a.du}});
 }
 
 template void run(Cuda, const WkvFwd<float>&);
