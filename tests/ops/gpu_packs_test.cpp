@@ -134,6 +134,15 @@ TEST_CASE("gpu packs: elementwise ops at all sizes and places" * doctest::skip(n
        [](const Tensors& in) {
          const int64_t pairs = in[0].dim(3) / 2 - 4;
          return rope(in[0], rope_table(2, 4, 2 * pairs, 100, 1, 64, in[0].dtype(), in[0].device()));
+       }},
+      {"rope with a sine elsewhere", shapes([](int64_t n) {
+         return std::vector<Shape>{{2, 3, 4, 2 * n}};
+       }),
+       [](const Tensors& in) {
+         const Tensor& x = in[0];
+         RopeTable table = rope_table(2, 4, x.dim(3), 100, 1, 64, x.dtype(), x.device());
+         if (x.device() == kGpu) table.sin = at_offset(table.sin, 1);
+         return rope(x, table);
        }}};
   for (const Case& c : cases)
     for (const int64_t n : {1, 3, 4, 5, 8, 16, 1023, 1024, 4097})
