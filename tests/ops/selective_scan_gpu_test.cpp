@@ -11,6 +11,7 @@
 #include "ops/selective_scan.h"
 #include "ops/view.h"
 #include "tests/support/compare.h"
+#include "tests/support/selective_scan_case.h"
 
 namespace margay::test {
 namespace {
@@ -19,30 +20,15 @@ constexpr Device kGpu{DeviceType::cuda, 0};
 
 bool no_gpu() { return cuda_device_count() == 0; }
 
-struct Case {
-  int64_t batch, length, E, N;
-  bool bare = false;  // without D, z, bias, softplus and initial states
+struct Case : SelectiveScanCase {
   bool final = true;  // whether the final states have a cotangent
 };
 
-/// Values of bf16, so that no rounding of arguments counts; the [B,L,..] ones are slices of wider buffers.
+/// Values of bf16, so that no rounding of arguments counts.
 SelectiveScan inputs_of(const Case& c, DType dtype, Device device) {
-  const auto random = [&](const Shape& shape, uint64_t seed, double low = -1, double high = 1) {
+  return inputs_of(c, [&](const Shape& shape, uint64_t seed, double low, double high) {
     return random_uniform(shape, seed, low, high).to(DType::bf16).to(dtype).to(device);
-  };
-  const auto slice_of = [&](int64_t width, uint64_t seed, double low = -1, double high = 1) {
-    const Tensor wide = random({c.batch, c.length, width + 5}, seed, low, high);
-    return wide.view({c.batch, c.length, width}, wide.strides(), 3);
-  };
-  SelectiveScan in{slice_of(c.E, 1), slice_of(c.E, 2, c.bare ? 0.01 : -4, c.bare ? 0.5 : 1),
-                   random({c.E, c.N}, 3, -2, -0.01), slice_of(c.N, 4), slice_of(c.N, 5)};
-  if (c.bare) return in;
-  in.D = random({c.E}, 6);
-  in.z = slice_of(c.E, 7, -3, 3);
-  in.delta_bias = random({c.E}, 8);
-  in.delta_softplus = true;
-  in.initial = random({c.batch, c.E, c.N}, 9);
-  return in;
+  });
 }
 
 /// {y, final states} and all gradients, brought to the CPU in f64.

@@ -13,33 +13,17 @@
 #include "tests/support/compare.h"
 #include "tests/support/naive.h"
 #include "tests/support/op_error.h"
+#include "tests/support/selective_scan_case.h"
 
 namespace margay::test {
 namespace {
 
-struct Case {
-  int64_t batch, length, E, N;
-  bool bare = false;  // without D, z, bias, softplus and initial states
-};
+using Case = SelectiveScanCase;
 
 SelectiveScan inputs_of(const Case& c, DType dtype) {
-  const auto random = [&](const Shape& shape, uint64_t seed, double low = -1, double high = 1) {
+  return inputs_of(c, [&](const Shape& shape, uint64_t seed, double low, double high) {
     return random_uniform(shape, seed, low, high, dtype);
-  };
-  // The [B,L,..] arguments are slices of wider buffers.
-  const auto slice_of = [&](int64_t width, uint64_t seed, double low = -1, double high = 1) {
-    const Tensor wide = random({c.batch, c.length, width + 5}, seed, low, high);
-    return wide.view({c.batch, c.length, width}, wide.strides(), 3);
-  };
-  SelectiveScan in{slice_of(c.E, 1), slice_of(c.E, 2, c.bare ? 0.01 : -4, c.bare ? 0.5 : 1),
-                   random({c.E, c.N}, 3, -2, -0.01), slice_of(c.N, 4), slice_of(c.N, 5)};
-  if (c.bare) return in;
-  in.D = random({c.E}, 6);
-  in.z = slice_of(c.E, 7, -3, 3);
-  in.delta_bias = random({c.E}, 8);
-  in.delta_softplus = true;
-  in.initial = random({c.batch, c.E, c.N}, 9);
-  return in;
+  });
 }
 
 struct Expected {
