@@ -35,8 +35,9 @@ LARGE_PEER = "tools/bench/peers/large_ops.py"
 LANGUAGE_ROWS = ["train/byte_lm-L256", "generate/byte_lm-B1", "generate/byte_lm-B16"]
 GPT_ROWS = ["large/gpt-L1024", "large/gpt-L1024-bf16"]
 ROWS = [f"train/{model}-L{length}" for model in ("attention", "cat", "hyena", "s4d", "mamba") for length in (64, 256, 512)] + LANGUAGE_ROWS
-LARGE_ROWS = [*GPT_ROWS, "large/copy", "large/adamw_step", "large/layer_norm/forward+backward",
-              "large/conv1d_causal-W4/forward+backward", "large/cross_entropy-32k/forward+backward"] + [
+LARGE_ROWS = [*GPT_ROWS, "large/copy", "large/adamw_step"] + [
+    f"large/{op}/forward+backward"
+    for op in ("layer_norm", "rms_norm", "swiglu", "conv1d_causal-W4", "fft_conv-L4096", "cross_entropy-32k")] + [
     f"large/{op}{form}/{passes}" for op in ("matmul-4096", "causal_attention-L4096-dh64", "causal_attention-L4096-dh128")
     for form in ("", "-bf16") for passes in ("forward", "forward+backward")]
 

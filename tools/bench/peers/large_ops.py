@@ -44,9 +44,33 @@ def layer_norm(options):
     return inputs, lambda x, w, b: F.layer_norm(x, (WIDTH,), w, b)
 
 
+def rms_norm(options):
+    return [normal(options, BATCH, LENGTH, WIDTH), normal(options, WIDTH)], lambda x, w: F.rms_norm(x, (WIDTH,), w, 1e-5)
+
+
+def swiglu(options):
+    def call(x):
+        a, b = x.chunk(2, -1)
+        return F.silu(a) * b
+
+    return [normal(options, BATCH, LENGTH, WIDTH)], call
+
+
+def fft_conv(options):
+    """Over twice the length, so that nothing comes round; channels last, as Margay has them."""
+    def call(u, kernel, skip):
+        spectrum = torch.fft.rfft(u, 2 * LENGTH, dim=1) * torch.fft.rfft(kernel, 2 * LENGTH, dim=1).T
+        return torch.fft.irfft(spectrum, 2 * LENGTH, dim=1)[:, :LENGTH] + u * skip
+
+    return [normal(options, BATCH, LENGTH, WIDTH), normal(options, WIDTH, LENGTH), normal(options, WIDTH)], call
+
+
 OPS = {
     "matmul-4096": lambda o: ([normal(o, 4096, 4096), normal(o, 4096, 4096)], torch.matmul),
     "layer_norm": layer_norm,
+    "rms_norm": rms_norm,
+    "swiglu": swiglu,
+    "fft_conv-L4096": fft_conv,
     "conv1d_causal-W4": conv,
     "cross_entropy-32k": cross_entropy,
     "causal_attention-L4096-dh64": lambda o: attention(o, 64),
