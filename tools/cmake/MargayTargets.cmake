@@ -26,6 +26,10 @@ endif()
 if(MARGAY_SANITIZE)
   target_compile_options(margay_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${MARGAY_SANITIZE}
                                                   -fno-omit-frame-pointer -fno-sanitize-recover=all>)
+  if(MARGAY_SANITIZE MATCHES "address" AND MARGAY_SANITIZE MATCHES "undefined")
+    # AddressSanitizer finds the same where it happens; without them kernels compile in two thirds of the time.
+    target_compile_options(margay_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-fno-sanitize=null,object-size>)
+  endif()
   target_link_options(margay_options INTERFACE -fsanitize=${MARGAY_SANITIZE})
 endif()
 if(MARGAY_NATIVE)
